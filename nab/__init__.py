@@ -1,0 +1,35 @@
+"""Drafter selection for speculative decoding, learned online from full information.
+
+A learner is three pure functions of an explicit state; a language model is one function ``score``;
+a verification scheme is one function ``a(x)``; the rest is arithmetic between them.
+
+This package needs numpy and scipy alone. Torch and transformers live behind ``nab.backends``.
+"""
+
+from nab import acceptance, learners, losses, sampling
+from nab.acceptance import Chain, Greedy, TopK
+from nab.decode import Round, decode, until
+from nab.learners import Hedge, NormalHedge
+from nab.losses import Length, Token
+from nab.selector import Constant, Selector
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chain",
+    "Constant",
+    "Greedy",
+    "Hedge",
+    "Length",
+    "NormalHedge",
+    "Round",
+    "Selector",
+    "Token",
+    "TopK",
+    "acceptance",
+    "decode",
+    "learners",
+    "losses",
+    "sampling",
+    "until",
+]

@@ -1,0 +1,122 @@
+"""Losses in [0, 1] from acceptance probabilities, and the objectives a selector can minimise.
+
+``gamma`` and ``realised`` are ``(positions, n)`` arrays over consecutive verified positions of one query. A
+loss that needs ``draft_len`` consecutive positions has ``positions - draft_len + 1`` rows, none if fewer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nab.types import Floats
+
+
+def token_loss(gamma: Any) -> Any:
+    """``1 - gamma``: probability that the drafter's next token is rejected (Liu et al. 2025, ETAP).
+
+    Args:
+        gamma: acceptance probabilities in [0, 1], any shape.
+
+    Returns:
+        Losses in [0, 1], shaped like ``gamma``.
+    """
+    return 1 - gamma
+
+
+def expected_length(gamma: Floats, realised: Floats, draft_len: int) -> Floats:
+    """Unbiased estimate of the tokens a round starting at each position would emit.
+
+    ``L_t = 1 + sum_{k=1..K} gamma_{t+k-1} prod_{j=0..k-2} realised_{t+j}``. Its mean is the expected length,
+    since ``E_{x ~ p}[prod a] = P(the first k tokens are accepted)``; the last factor is replaced by its
+    conditional mean (Rao-Blackwell).
+
+    Args:
+        gamma: ``(positions, n)`` in [0, 1].
+        realised: ``(positions, n)`` in [0, 1].
+        draft_len: K >= 1 drafted tokens a round.
+
+    Returns:
+        ``(positions - K + 1, n)`` lengths in [1, K + 1].
+    """
+    windows = max(len(gamma) - _at_least_one(draft_len) + 1, 0)
+    length = np.ones((windows, *np.shape(gamma)[1:]))
+    carried = np.ones_like(length)
+    for k in range(draft_len):
+        length += gamma[k : k + windows] * carried
+        carried *= realised[k : k + windows]
+    return length
+
+
+def plug_in_length(gamma: Floats, draft_len: int) -> Floats:
+    """``L_t = 1 + sum_{k=1..K} prod_{j<k} gamma_{t+j}`` (Liu et al. 2025, Thm 3; their EAL).
+
+    Exact when acceptance does not correlate with later acceptance probabilities (temperature 0, K = 1, models
+    without memory), otherwise biased: see docs/theory.md.
+
+    Args:
+        gamma: ``(positions, n)`` in [0, 1].
+        draft_len: K >= 1 drafted tokens a round.
+
+    Returns:
+        ``(positions - K + 1, n)`` lengths in [1, K + 1].
+    """
+    return expected_length(gamma, gamma, draft_len)
+
+
+def length_loss(length: Any, draft_len: int) -> Any:
+    """``(K + 1 - L) / (K + 1)``: the share of a round's possible tokens that is missed.
+
+    Args:
+        length: tokens per round in [1, K + 1], any shape.
+        draft_len: K >= 1 drafted tokens a round.
+
+    Returns:
+        Losses in [0, K / (K + 1)], shaped like ``length``.
+    """
+    return (_at_least_one(draft_len) + 1 - length) / (draft_len + 1)
+
+
+@dataclass(frozen=True)
+class Token:
+    """Objective: the token loss. It needs one position, so nothing is ever late."""
+
+    window = 1
+
+    def __call__(self, gamma: Floats, realised: Floats) -> Floats:
+        """Return ``token_loss(gamma)``, ``(positions, n)``."""
+        return np.asarray(token_loss(gamma))
+
+
+@dataclass(frozen=True)
+class Length:
+    """Objective: the length loss of rounds of ``draft_len`` tokens, released ``draft_len`` positions later.
+
+    Waiting for the whole window is what keeps it free of censoring: a loss from the tokens that happen to be
+    there favours drafters that stop early (Liu et al. 2025, section 4). ``plug_in=True`` is the paper's
+    estimator, otherwise the unbiased one.
+    """
+
+    draft_len: int
+    plug_in: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_one(self.draft_len)
+
+    @property
+    def window(self) -> int:
+        """``draft_len`` positions."""
+        return self.draft_len
+
+    def __call__(self, gamma: Floats, realised: Floats) -> Floats:
+        """Return the length losses, ``(positions - draft_len + 1, n)``."""
+        length = expected_length(gamma, gamma if self.plug_in else realised, self.draft_len)
+        return np.asarray(length_loss(length, self.draft_len))
+
+
+def _at_least_one(draft_len: int) -> int:
+    if draft_len < 1:
+        raise ValueError(f"draft_len must be at least 1, got {draft_len}")
+    return draft_len

@@ -1,0 +1,7 @@
+"""Simulation without torch: exact toy language models, regret, traces."""
+
+from nab.sim.markov import Markov
+from nab.sim.regret import regret
+from nab.sim.trace import TraceWriter
+
+__all__ = ["Markov", "TraceWriter", "regret"]

@@ -1,0 +1,89 @@
+"""The shapes and protocols everything else is written against. See docs/notation.md for the letters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+"""A float64 numpy array; learners keep drafters on axis 0: ``(n,)``, or ``(n, batch)`` for many queries."""
+
+Law = Any
+"""Next-token probabilities, ``(..., vocab)``: a numpy array or a torch tensor, non-negative.
+
+Each row sums to 1; a deterministic drafter's is one-hot. A drafter's row may also be all 0: it has nothing to
+propose there.
+"""
+
+State = TypeVar("State")
+
+
+def as_floats(values: Any) -> Floats:
+    """Any array-like as float64; torch tensors on any device and of any dtype included."""
+    if hasattr(values, "detach"):
+        values = values.detach().double().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+class Learner(Protocol[State]):
+    """A full-information learner: it sees the loss of every drafter, chosen or not."""
+
+    def init(self, n: int, batch: int | None = None) -> State:
+        """State before the first round for ``n >= 1`` drafters, or for ``batch`` independent queries."""
+
+    def probs(self, state: State) -> Floats:
+        """Law of the next choice, ``(n,)`` or ``(n, batch)``, summing to 1 over axis 0."""
+
+    def update(self, state: State, losses: ArrayLike, played: ArrayLike | None = None) -> State:
+        """State after one round of ``losses`` in [0, 1], shaped like ``probs``.
+
+        Args:
+            state: left untouched.
+            losses: one loss per drafter.
+            played: the ``probs`` in force when the round was decided; needed when feedback is late,
+                otherwise it is recomputed from ``state``.
+        """
+
+
+class Objective(Protocol):
+    """What a selector minimises: losses of verified positions, from acceptance probabilities."""
+
+    @property
+    def window(self) -> int:
+        """Consecutive verified positions that one loss needs, at least 1."""
+
+    def __call__(self, gamma: Floats, realised: Floats) -> Floats:
+        """``(positions, n)`` acceptance probabilities to ``(positions - window + 1, n)`` losses in [0, 1]."""
+
+
+class AcceptanceRule(Protocol):
+    """A verification scheme, described by a(x): see ``nab.acceptance``."""
+
+    def probability(self, p: Law, q: Law) -> Any:
+        """Gamma: probability that a draft from ``q`` is accepted, before the token is known. ``(...,)``."""
+
+    def realised(self, p: Law, q: Law, token: Any) -> Any:
+        """a(token): probability that the draft carried ``token``, given that it is emitted. ``(...,)``."""
+
+
+class LanguageModel(Protocol):
+    """Target and drafters alike."""
+
+    def score(self, tokens: Sequence[int], start: int) -> Law:
+        """Laws of ``tokens[i]`` given ``tokens[:i]`` for ``i = start .. len(tokens)``.
+
+        Args:
+            tokens: any prefix: an implementation with a cache rewinds it by itself.
+            start: first position to score, ``1 <= start <= len(tokens)`` (models that know the law of a
+                first token also take 0).
+
+        Returns:
+            ``(len(tokens) - start + 1, vocab)``.
+        """
+
+
+Evaluate = Callable[[], tuple[Floats, Floats]]
+"""Asks for ``gamma`` and ``realised``, each ``(positions, n)``, of positions verified since last asked."""
