@@ -1,0 +1,1 @@
+"""Where real models run. Nothing here is imported by ``import nab``."""

@@ -1,0 +1,192 @@
+"""Causal language models of transformers, and any numpy model, as torch ``LanguageModel``s.
+
+The engine knows nothing about text: token ids in, laws out. Each model owns a KV cache that rewinds itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from nab.types import LanguageModel
+
+
+@dataclass(frozen=True)
+class Warper:
+    """Logits to the law that tokens are really drawn from: temperature, then top-k, then top-p.
+
+    Args:
+        temperature: 0 is greedy: all mass on the argmax, the lower token among equals.
+        top_k: keep the ``top_k`` likeliest tokens and whatever ties with the last of them; 0 keeps all.
+        top_p: keep the fewest likeliest tokens whose mass reaches ``top_p``, in (0, 1].
+
+    Raises:
+        ValueError: on a value outside its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number of at least 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0 (0 keeps all tokens), got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``(..., vocab)`` logits to laws: float64 stays, everything else becomes float32."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1)
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            threshold = logits.topk(self.top_k, -1).values[..., -1:]
+            logits = logits.masked_fill(logits < threshold, -torch.inf)
+        law = logits.softmax(-1)
+        if self.top_p < 1:
+            masses, order = law.sort(stable=True, dim=-1, descending=True)
+            outside = masses.cumsum(-1) - masses >= self.top_p
+            law = law.masked_fill(torch.zeros_like(outside).scatter_(-1, order, outside), 0)
+            law = law / law.sum(-1, keepdim=True)
+        return law
+
+
+class CausalLM:
+    """A transformers causal language model as a ``LanguageModel`` on its own device and dtype.
+
+    The cache compares the tokens given with the tokens cached, crops what differs and feeds the rest, so any
+    order of calls gives the scores of a full recomputation, and a prompt that shares a prefix with the last
+    query reuses it. Memory grows with the longest sequence; there is one sequence at a time.
+
+    Args:
+        model: put in eval mode. Its cache must be able to forget, so recurrent models are refused.
+        warper: what turns logits into the law.
+        name: for error messages.
+
+    Raises:
+        ValueError: if the model keeps a recurrent state, which cannot be rewound.
+    """
+
+    def __init__(self, model: PreTrainedModel, warper: Warper | None = None, *, name: str = "model") -> None:
+        layers = getattr(model.config, "layer_types", None) or []
+        if getattr(model, "_is_stateful", False) or any(
+            "attention" not in t or "linear" in t for t in layers
+        ):
+            raise ValueError(
+                f"{name} keeps a recurrent state, which cannot be rewound: {type(model).__name__}"
+            )
+        self.model = model
+        self.model.train(False)
+        self.warper = warper or Warper()
+        self.name = name
+        self.vocab_size: int = model.config.get_text_config().vocab_size
+        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all cached tokens."""
+        self._tokens: list[int] = []
+        self._cache = (
+            DynamicCache()
+        )  # full layers: sliding windows are kept by the mask, so all can be cropped
+
+    @torch.inference_mode()
+    def logits(self, tokens: Sequence[int], start: int) -> Tensor:
+        """Raw logits ``(len(tokens) - start + 1, vocab)`` of ``tokens[i]`` for ``i = start .. len(tokens)``.
+
+        Raises:
+            ValueError: if ``start`` is outside [1, len(tokens)], the tokens do not fit the context, or the
+                model returns NaN.
+        """
+        if not 1 <= start <= len(tokens):
+            raise ValueError(f"start must lie in [1, {len(tokens)}], got {start}")
+        if self.context is not None and len(tokens) > self.context:
+            raise ValueError(f"{len(tokens)} tokens do not fit the context of {self.name}: {self.context}")
+        keep = min(_common_prefix(self._tokens, tokens), start - 1)
+        fed, rows = tokens[keep:], len(tokens) - start + 1
+        try:
+            if keep < len(self._tokens):
+                self._cache.crop(keep - len(self._tokens))
+            output = self.model(
+                input_ids=torch.tensor([fed], device=self.model.device),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=rows,
+            )
+            self._tokens = list(tokens)
+        except BaseException:  # an interrupted forward leaves the layers of the cache at different lengths
+            self.reset()
+            raise
+        logits: Tensor = output.logits[0]
+        if not logits.max() < torch.inf:
+            raise ValueError(f"{self.name} returned logits that are NaN or infinite")
+        return logits
+
+    def score(self, tokens: Sequence[int], start: int) -> Tensor:
+        """Processed laws ``(len(tokens) - start + 1, vocab)``; see ``LanguageModel.score``."""
+        return self.warper(self.logits(tokens, start))
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A numpy ``LanguageModel`` (n-gram, prompt lookup) on a device, its laws processed like the target's.
+
+    Args:
+        model: returns ``(rows, vocab)`` laws, all-zero rows where it has nothing to propose.
+        warper: the target's.
+        device: where the target's laws live.
+        dtype: their dtype.
+    """
+
+    model: LanguageModel
+    warper: Warper
+    device: torch.device
+    dtype: torch.dtype
+
+    def score(self, tokens: Sequence[int], start: int) -> Tensor:
+        """Processed laws on the device; all-zero rows stay."""
+        law = torch.as_tensor(self.model.score(tokens, start)).to(self.device, self.dtype)
+        if self.warper == Warper():
+            return law
+        return self.warper(law.log()).masked_fill(law.sum(-1, keepdim=True) == 0, 0)
+
+
+def early_exit(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """The first ``layers`` layers of ``model`` under its own final norm and head; all weights are shared.
+
+    Raises:
+        ValueError: if ``layers`` is not in [1, number of layers - 1].
+    """
+    total = model.config.get_text_config().num_hidden_layers
+    if not 1 <= layers < total:
+        raise ValueError(f"early exit needs between 1 and {total - 1} layers, got {layers}")
+    config = copy.deepcopy(model.config)
+    config.get_text_config().num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    with torch.device("meta"):
+        shallow: PreTrainedModel = type(model)(config)
+    weights: dict[str, Any] = {k: v for k, v in model.state_dict().items() if k in shallow.state_dict()}
+    shallow.load_state_dict(weights, assign=True)
+    buffers = dict(model.named_buffers())
+    for name, _ in list(shallow.named_buffers()):  # those outside the state dict, such as rotary frequencies
+        owner, _, leaf = name.rpartition(".")
+        setattr(shallow.get_submodule(owner), leaf, buffers[name])
+    shallow.tie_weights()
+    return shallow
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    n = min(len(a), len(b))
+    if list(a[:n]) == list(b[:n]):
+        return n
+    return next(i for i in range(n) if a[i] != b[i])
