@@ -1,0 +1,168 @@
+"""A query decoded and measured: the metrics of engines (under vLLM's names) and regret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nab.decode import Evaluation, Round, decode, until
+from nab.losses import Length, Token
+from nab.selector import Chooses
+from nab.sim.regret import regret
+from nab.types import Floats, LanguageModel, Objective
+
+_SETTLE_AFTER = 64  # positions whose target laws are held before they are scored
+
+
+class Audit:
+    """Wraps a selector so that every verified position gets scored, whether the selector asks or not.
+
+    What the selector does not ask for is scored in ``settle``, which the caller runs between rounds, outside
+    the clocks of ``decode``: it measures the run without being part of it.
+    """
+
+    def __init__(self, selector: Chooses) -> None:
+        self._selector = selector
+        self._scores: list[tuple[Floats, Floats]] = []
+        self._pending: Evaluation | None = None
+        self.asked = False
+
+    @property
+    def choice(self) -> int:
+        """The wrapped selector's choice."""
+        return self._selector.choice
+
+    @property
+    def probs(self) -> Floats:
+        """The wrapped selector's law."""
+        return self._selector.probs
+
+    def observe(self, emitted: int, evaluate: Any) -> tuple[Floats, Floats] | None:
+        """Pass the round on; remember its scores, or that they are still to be had."""
+        scores = self._selector.observe(emitted, evaluate)
+        if scores is not None:
+            self.asked = True
+            self._scores.append(scores)
+        else:
+            self._pending = self._pending + evaluate if self._pending else evaluate
+        return scores
+
+    def settle(self, at_least: int = 1) -> None:
+        """Score the positions nobody asked for, if there are ``at_least`` so many."""
+        if self._pending and len(self._pending.tokens) - self._pending.start >= at_least:
+            self._scores.append(self._pending())
+            self._pending = None
+
+    def scores(self, n: int) -> tuple[Floats, Floats]:
+        """``gamma`` and ``realised`` of all scored positions, ``(positions, n)``."""
+        empty = np.empty((0, n))
+        gamma, realised = zip((empty, empty), *self._scores, strict=True)
+        return np.concatenate(gamma), np.concatenate(realised)
+
+
+@dataclass
+class Query:
+    """One prompt and what was measured of it so far; complete up to the last finished round at any time.
+
+    Args:
+        names: of the drafters.
+        draft_len: drafted tokens per round; 0 is plain decoding.
+        domain: label for reports.
+        rounds: filled by ``run``.
+    """
+
+    names: Sequence[str]
+    draft_len: int
+    domain: str = ""
+    rounds: list[Round] = field(default_factory=list)
+    audit: Audit | None = None
+
+    def run(
+        self,
+        target: LanguageModel,
+        drafters: Sequence[LanguageModel],
+        selector: Chooses,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop_tokens: Iterable[int] = (),
+        rng: Any = None,
+    ) -> Iterator[Round]:
+        """Decode, keep every round and hand it on; see ``decode`` and ``until`` for the arguments."""
+        audited: Chooses = selector
+        if self.draft_len:
+            audited = self.audit = Audit(selector)
+        rounds = decode(target, drafters, audited, prompt, draft_len=self.draft_len, rng=rng)
+        for round_ in until(rounds, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens):
+            self.rounds.append(round_)
+            yield round_
+            self._settle(_SETTLE_AFTER)
+        self._settle(1)
+
+    def _settle(self, at_least: int) -> None:
+        if self.audit:
+            self.audit.settle(at_least)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The answer's tokens."""
+        return [token for round_ in self.rounds for token in round_.emitted]
+
+    def scores(self) -> tuple[Floats, Floats]:
+        """``gamma`` and ``realised`` of the answer's scored positions, ``(positions, n)``."""
+        if self.audit is None:
+            return (np.empty((0, len(self.names))),) * 2
+        gamma, realised = self.audit.scores(len(self.names))
+        return gamma[: len(self.tokens)], realised[: len(self.tokens)]
+
+    def regret(self, objective: Objective) -> Floats:
+        """Cumulative regret ``(positions, n)`` under an objective, over positions with a whole window."""
+        gamma, realised = self.scores()
+        played = np.concatenate(
+            [np.empty_like(gamma[:0]), *([r.probs] * len(r.emitted) for r in self.rounds)], axis=0
+        )
+        losses = objective(gamma, realised)
+        return regret(played[: len(losses)], losses)
+
+
+def metrics(queries: Sequence[Query]) -> dict[str, Any]:
+    """Metrics of one query, or pooled over several with the same drafters, as plain JSON types.
+
+    ``mean_acceptance_length`` is emitted tokens per target forward, the recovered or bonus token included, in
+    [1, draft_len + 1] (plain decoding has 1); ``draft_acceptance_rate`` accepted over drafted tokens, None if
+    none was drafted; ``acceptance_histogram[k]`` the rounds with k accepted tokens; ``selection_share`` the
+    share of time spent evaluating drafters and updating the learner; ``regret`` the sum over queries of the
+    regret against the best single drafter of each query in hindsight, in units of the loss.
+    """
+    names, draft_len = queries[0].names, queries[0].draft_len
+    rounds = [round_ for query in queries for round_ in query.rounds]
+    tokens = sum(len(r.emitted) for r in rounds)
+    drafted = sum(r.drafted for r in rounds)
+    seconds = np.array([r.seconds for r in rounds]).reshape(-1, 3).sum(0)
+    chosen = np.bincount([r.choice for r in rounds], minlength=len(names))
+    speculative = draft_len > 0
+    return {
+        "num_tokens": tokens,
+        "num_spec_steps": len(rounds),
+        "mean_acceptance_length": tokens / max(len(rounds), 1),
+        "draft_acceptance_rate": sum(r.accepted for r in rounds) / drafted if drafted else None,
+        "acceptance_histogram": np.bincount([r.accepted for r in rounds], minlength=draft_len + 1).tolist(),
+        "tokens_per_second": tokens / seconds.sum() if rounds else None,
+        "selection_share": seconds[2] / seconds.sum() if rounds else None,
+        "choice_share": dict(zip(names, (chosen / max(len(rounds), 1)).tolist(), strict=True))
+        if speculative
+        else {},
+        "regret": {
+            "token": sum(_final(query.regret(Token())) for query in queries),
+            "length": sum(_final(query.regret(Length(draft_len))) for query in queries),
+        }
+        if speculative
+        else {},
+    }
+
+
+def _final(cumulative: Floats) -> float:
+    return float(cumulative[-1].max()) if len(cumulative) else 0.0
