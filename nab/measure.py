@@ -72,12 +72,15 @@ class Query:
         draft_len: drafted tokens per round; 0 is plain decoding.
         domain: label for reports.
         rounds: filled by ``run``.
+        finished: set by ``run`` at its end.
+        audit: set by ``run`` where there are drafts.
     """
 
     names: Sequence[str]
     draft_len: int
     domain: str = ""
     rounds: list[Round] = field(default_factory=list)
+    finished: bool = False
     audit: Audit | None = None
 
     def run(
@@ -99,12 +102,11 @@ class Query:
         for round_ in until(rounds, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens):
             self.rounds.append(round_)
             yield round_
-            self._settle(_SETTLE_AFTER)
-        self._settle(1)
-
-    def _settle(self, at_least: int) -> None:
+            if self.audit:
+                self.audit.settle(_SETTLE_AFTER)
         if self.audit:
-            self.audit.settle(at_least)
+            self.audit.settle()
+        self.finished = True
 
     @property
     def tokens(self) -> list[int]:
@@ -118,13 +120,15 @@ class Query:
         gamma, realised = self.audit.scores(len(self.names))
         return gamma[: len(self.tokens)], realised[: len(self.tokens)]
 
+    def unasked_scores(self) -> tuple[Floats, Floats] | tuple[()]:
+        """``scores`` where the rounds themselves do not hold them, for the record."""
+        return () if self.audit is None or self.audit.asked else self.scores()
+
     def regret(self, objective: Objective) -> Floats:
         """Cumulative regret ``(positions, n)`` under an objective, over positions with a whole window."""
         gamma, realised = self.scores()
-        played = np.concatenate(
-            [np.empty_like(gamma[:0]), *([r.probs] * len(r.emitted) for r in self.rounds)], axis=0
-        )
         losses = objective(gamma, realised)
+        played = np.array([r.probs for r in self.rounds for _ in r.emitted]).reshape(-1, len(self.names))
         return regret(played[: len(losses)], losses)
 
 

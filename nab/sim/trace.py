@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -40,9 +41,11 @@ class TraceWriter:
         self._file.write(line + "\n")
         self._file.flush()
 
-    def round(self, query: int, round_: Round) -> None:
-        """Append a round of the ``query``-th prompt."""
-        self.write("round", {"query": query, **asdict(round_), "seconds": round_.seconds._asdict()})
+    def keep(self, rounds: Iterable[Round], where: dict[str, Any]) -> Iterator[Round]:
+        """Hand on ``rounds``, appending each; ``where`` says which query they belong to."""
+        for round_ in rounds:
+            self.write("round", {**where, **asdict(round_), "seconds": round_.seconds._asdict()})
+            yield round_
 
     def __enter__(self) -> TraceWriter:
         return self

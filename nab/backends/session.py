@@ -1,0 +1,137 @@
+"""A loaded target with its pool of drafters, ready to decode prompts under any selector."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from nab.backends import pool
+from nab.backends.pretrained import Pretrained
+from nab.backends.torch import CausalLM, Warper
+from nab.decode import Round
+from nab.measure import Query
+from nab.selector import Chooses
+from nab.types import LanguageModel
+
+
+class Divergence(NamedTuple):
+    """Where two greedy answers part, and how close the call was.
+
+    ``position`` counts answer tokens from 0; ``gap`` is how far apart the logits of the two tokens lie when
+    computed in ``reference`` precision, ``error`` the largest error of a logit there in the run's precision.
+    """
+
+    position: int
+    tokens: tuple[str, str]
+    gap: float
+    error: float
+    reference: str
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether errors of this size can turn the order of the two tokens."""
+        return self.gap <= 2 * self.error
+
+
+@dataclass
+class Session:
+    """One target and one pool; each query starts with empty caches, so that none profits from another.
+
+    Args:
+        target: model and tokenizer.
+        drafter_names: see ``pool.build``.
+        warper: processes the laws of target and drafters.
+        draft_len: drafted tokens per round, at least 1.
+        max_new_tokens: answers are cut there.
+    """
+
+    target: Pretrained
+    drafter_names: Sequence[str]
+    warper: Warper
+    draft_len: int
+    max_new_tokens: int
+    model: CausalLM = field(init=False)
+    drafters: dict[str, LanguageModel] = field(init=False)
+    _reference: Any = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        for name, value in (("draft_len", self.draft_len), ("max_new_tokens", self.max_new_tokens)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.model = CausalLM(self.target.model, self.warper, name=self.target.name)
+        self.drafters = pool.build(self.drafter_names, self.target, self.warper)
+
+    @property
+    def names(self) -> list[str]:
+        """The drafters' names, in the order of their indices."""
+        return list(self.drafters)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            ValueError: if it is empty, or its answer would not fit the target's context.
+        """
+        ids = self.target.encode(prompt)
+        needed, context = len(ids) + self.max_new_tokens + self.draft_len, self.model.context
+        if context is not None and needed > context:
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens, {self.max_new_tokens} new and {self.draft_len} drafted ones need "
+                f"{needed} places, but the context of {self.target.name} has {context}"
+            )
+        return ids
+
+    def query(self, *, plain: bool = False, domain: str = "") -> Query:
+        """An empty query over this pool; ``plain`` decodes without drafts."""
+        return Query(self.names, 0 if plain else self.draft_len, domain)
+
+    def decode(self, query: Query, prompt: Sequence[int], selector: Chooses, rng: Any) -> Iterator[Round]:
+        """Fill ``query`` with the answer to ``prompt``, round by round."""
+        for model in (self.model, *self.drafters.values()):
+            if isinstance(model, CausalLM):
+                model.reset()
+        return query.run(
+            self.model,
+            list(self.drafters.values()),
+            selector,
+            prompt,
+            max_new_tokens=self.max_new_tokens,
+            stop_tokens=self.target.stop_tokens,
+            rng=rng,
+        )
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The answer as text, without the token that ended it."""
+        return str(self.target.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def divergence(
+        self, prompt: Sequence[int], answer: Sequence[int], other: Sequence[int]
+    ) -> Divergence | None:
+        """Where two greedy answers to ``prompt`` part, with the evidence on whether it is rounding.
+
+        The logits at that position are computed again in a higher precision than the run's; None if the
+        answers are equal as far as both go.
+        """
+        parts = [k for k, (a, b) in enumerate(zip(answer, other, strict=False)) if a != b]
+        if not parts:
+            return None
+        at, model = parts[0], self.target.model
+        a, b = answer[at], other[at]
+        if self._reference is None:
+            half = model.dtype in (torch.bfloat16, torch.float16)
+            self._reference = copy.deepcopy(model)
+            self._reference = self._reference.float() if half else self._reference.double()
+        prefix = [*prompt, *answer[:at]]
+        exact = CausalLM(self._reference).logits(prefix, len(prefix))[0].double()
+        rounded = CausalLM(model).logits(prefix, len(prefix))[0].double()
+        return Divergence(
+            at,
+            (self.target.tokenizer.decode([a]), self.target.tokenizer.decode([b])),
+            abs(float(exact[a] - exact[b])),
+            float((rounded - exact).abs().max()),
+            str(self._reference.dtype).removeprefix("torch."),
+        )

@@ -1,0 +1,264 @@
+"""The command line: ``nab run`` and ``nab compare``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from rich.console import Console
+
+import nab
+from nab import prompts as prompt_files
+from nab.console import View, comparison_table, run_table
+from nab.experiment import FIXED, PLAIN, Experiment, Policy
+from nab.losses import Length, Token
+from nab.prompts import Prompt
+from nab.selector import Constant, Selector
+from nab.sim import plots
+from nab.sim.trace import TraceWriter, environment
+
+if TYPE_CHECKING:
+    from nab.backends.session import Session
+
+LEARNERS = {"normal-hedge": nab.NormalHedge, "hedge": nab.Hedge}
+
+
+@dataclass
+class Options:
+    """What both commands take; one field per option."""
+
+    prompt: tuple[str, ...]
+    prompts: Path | None
+    limit: int | None
+    target: Path | None
+    drafters: str | None
+    objective: str
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    draft_len: int
+    seed: int
+    device: str | None
+    dtype: str
+    threads: int | None
+    as_json: bool
+    trace: Path | None
+    plot: Path | None
+
+    def read_prompts(self) -> list[Prompt]:
+        """``--prompt``, else ``--prompts``, else the shipped ones."""
+        if self.prompt:
+            found = [Prompt(text) for text in self.prompt]
+        else:
+            found = prompt_files.read(self.prompts or prompt_files.SHIPPED)
+        return found if self.limit is None else prompt_files.limited(found, self.limit)
+
+    def open(self) -> Session:
+        """Load the target and build the pool."""
+        import torch
+
+        from nab.backends import pool, pretrained
+        from nab.backends.session import Session
+        from nab.backends.torch import Warper
+
+        warper = Warper(self.temperature, self.top_k, self.top_p)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device {device} is not available here; use cpu")
+        target = pretrained.load(self.target, dtype=self.dtype, device=device)
+        names = self.drafters.split(",") if self.drafters else pool.default(target)
+        return Session(target, names, warper, self.draft_len, self.max_new_tokens)
+
+    def policy(self, name: str, drafters: Sequence[str]) -> Policy:
+        """What makes fresh selectors over ``drafters``, by the name a person gives it."""
+        n = len(drafters)
+        constants = {FIXED + drafter: row for drafter, row in zip(drafters, np.eye(n), strict=True)}
+        constants |= {"uniform": np.full(n, 1 / n), PLAIN: np.full(n, 1 / n)}
+        if name in constants:
+            return lambda seed: Constant(constants[name], rng=seed)
+        if name in LEARNERS:
+            objective = Length(self.draft_len) if self.objective == "length" else Token()
+            return lambda seed: Selector(LEARNERS[name](), n, objective=objective, rng=seed)
+        known = ", ".join([*LEARNERS, *(constant for constant in constants if constant != PLAIN)])
+        raise ValueError(f"unknown selector {name!r}: choose from {known}")
+
+    def header(self, session: Session) -> dict[str, Any]:
+        """What a reader of the results needs to know to repeat them."""
+        import torch
+
+        return {
+            "version": nab.__version__,
+            **environment(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device": str(session.target.model.device),
+            "target": session.target.name,
+            "drafters": session.names,
+            "dtype": self.dtype,
+            "draft_len": self.draft_len,
+            "objective": self.objective,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+        }
+
+
+def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Declare the options of ``Options`` and hand them to ``command`` as one object."""
+
+    def collected(debug: bool, **values: Any) -> None:
+        own = {name: values.pop(name) for name in list(values) if name not in Options.__annotations__}
+        _guarded(lambda: command(Options(**values), **own), debug)
+
+    collected.__doc__, collected.__name__ = command.__doc__, command.__name__
+    path = click.Path(path_type=Path)
+    options = [
+        click.option("--prompt", multiple=True, help="A prompt; may be repeated. Default: a shipped set."),
+        click.option("--prompts", type=path, help="JSON lines: an object with prompt, optionally domain."),
+        click.option("--limit", type=click.IntRange(1), help="At most so many prompts per domain."),
+        click.option("--target", type=path, help="Transformers folder or GGUF file. Default: SmolLM2-135M."),
+        click.option("--drafters", help="Names or folders, comma-separated. Default: all that fit."),
+        click.option(
+            "--objective", type=click.Choice(["token", "length"]), default="token", show_default=True
+        ),
+        click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True),
+        click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy."),
+        click.option("--top-k", type=int, default=0, help="0 keeps all tokens."),
+        click.option("--top-p", type=float, default=1.0, help="1 keeps all tokens."),
+        click.option("--draft-len", type=click.IntRange(1), default=4, show_default=True),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+        click.option("--device", help="cpu, cuda, cuda:1, ... Default: cuda where there is one."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["bfloat16", "float32", "float64"]),
+            default="bfloat16",
+            show_default=True,
+        ),
+        click.option("--threads", type=click.IntRange(1), help="Torch threads. Default: torch's."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output."),
+        click.option("--trace", type=path, help="Write every round to this file, as JSON lines."),
+        click.option("--plot", type=path, help="Draw a picture into this file."),
+        click.option("--debug", is_flag=True, help="Show tracebacks."),
+    ]
+    decorated: Any = collected
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]
+
+
+def _guarded(action: Callable[[], None], debug: bool) -> None:
+    """Run a command; what a person can cause ends in one line and exit status 1, Ctrl-C in 130."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(nab.__version__)
+def main() -> None:
+    """Choose, online and with guarantees, which draft model a speculative decoder uses."""
+
+
+@main.command()
+@click.option("--selector", default="normal-hedge", show_default=True, help="Or hedge, uniform, fixed:NAME.")
+@_shared_options
+def run(options: Options, selector: str) -> None:
+    """Decode prompts with a pool of drafters; show what was chosen and what it brought."""
+    experiment, console = _prepare(options, lambda names: [selector])
+    try:
+        _execute(options, experiment, console)
+    finally:
+        queries = [query for query in experiment.queries[selector] if query.rounds]
+        if queries:
+            title = _title(options, experiment, selector)
+            groups = experiment.by_domain(selector)
+            console.print(run_table({**groups, "all": queries} if len(groups) > 1 else groups, title))
+            if options.plot:
+                plots.weights_and_regret(queries, options.plot, title)
+            if options.as_json:
+                print(json.dumps(experiment.results(selector), ensure_ascii=False))
+
+
+@main.command()
+@_shared_options
+def compare(options: Options) -> None:
+    """Decode the same prompts plainly, with each drafter alone, and under every selector."""
+    experiment, console = _prepare(
+        options, lambda names: [PLAIN, *(FIXED + name for name in names), "uniform", *LEARNERS]
+    )
+    try:
+        _execute(options, experiment, console)
+    finally:
+        done = experiment.finished()
+        if done.prompts:
+            title = _title(options, done, "")
+            lengths, results = done.lengths(), {name: done.results(name) for name in done.policies}
+            totals = {name: result["total"] for name, result in results.items()}
+            console.print(comparison_table(lengths, totals, title))
+            same_text = _same_text(done, console) if options.temperature == 0 else None
+            if options.plot:
+                plots.comparison(lengths, options.plot, title)
+            if options.as_json:
+                print(json.dumps({"policies": results, "same_text": same_text}, ensure_ascii=False))
+
+
+def _prepare(options: Options, policies: Callable[[list[str]], list[str]]) -> tuple[Experiment, Console]:
+    """Load everything and check every argument before the first token is decoded."""
+    prompts, session = options.read_prompts(), options.open()
+    makers = {name: options.policy(name, session.names) for name in policies(session.names)}
+    console = Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 160)
+    return Experiment(session, prompts, makers, options.seed), console
+
+
+def _execute(options: Options, experiment: Experiment, console: Console) -> None:
+    view = View(console, len(experiment.prompts) * len(experiment.policies), experiment.session.text)
+    header = options.header(experiment.session)
+    with TraceWriter(options.trace, header) if options.trace else nullcontext() as trace:
+        experiment.execute(view.watch, trace)
+
+
+def _title(options: Options, experiment: Experiment, selector: str) -> str:
+    prompts = len(next(iter(experiment.queries.values())))
+    return (
+        f"{selector} on {experiment.session.target.name}".removeprefix(" on ")
+        + f", {options.dtype}, temperature {options.temperature:g}, draft length {options.draft_len}, "
+        f"{options.objective} objective, {prompts} prompts"
+    )
+
+
+def _same_text(experiment: Experiment, console: Console) -> list[dict[str, Any]]:
+    """Say whether all greedy answers equal the plain ones; return the differences as plain JSON types."""
+    differences = []
+    for name, number, parting in experiment.divergences():
+        a, b = parting.tokens
+        verdict = "rounding" if parting.is_rounding else "NOT explained by rounding"
+        console.print(
+            f"{name}, prompt {number}: {b!r} instead of {a!r} at token {parting.position}: {verdict} (logits "
+            f"{parting.gap:.3g} apart in {parting.reference}, the run's off by up to {parting.error:.3g})",
+            markup=False,
+        )
+        differences.append(
+            {"policy": name, "prompt": number, **parting._asdict(), "is_rounding": parting.is_rounding}
+        )
+    if not differences:
+        console.print("Every policy produced the same text as plain decoding, on every prompt.")
+    return differences

@@ -1,0 +1,146 @@
+"""What a person sees: the answer as it grows, and the tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from nab.decode import Round
+from nab.measure import Query, metrics
+
+COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red", "bright_black", "bright_cyan"]
+
+
+class View:
+    """Shows a series of queries; a terminal gets text and a progress bar, anything else one line a query.
+
+    Args:
+        console: where to show it.
+        total: number of queries.
+        to_text: tokens to text.
+    """
+
+    def __init__(self, console: Console, total: int, to_text: Callable[[Sequence[int]], str]) -> None:
+        self.console, self.total, self.done = console, total, 0
+        self._to_text = to_text
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._task = self._progress.add_task("", total=total)
+
+    def watch(self, label: str, query: Query, rounds: Iterable[Round]) -> None:
+        """Run ``rounds`` to their end, showing the answer on a terminal; tokens are coloured by drafter."""
+        self._progress.update(self._task, description=label)
+        if self.console.is_terminal:
+            with Live(console=self.console, transient=True, refresh_per_second=8) as live:
+                for _ in rounds:
+                    live.update(Group(self._answer(query), self._progress))
+            self.console.print(self._answer(query))
+        else:
+            for _ in rounds:
+                pass
+        self.done += 1
+        self._progress.advance(self._task)
+        self.console.print(
+            f"[{self.done}/{self.total}] {label}: {_line(query)}", markup=False, highlight=False
+        )
+
+    def _answer(self, query: Query) -> Text:
+        """The answer so far, each piece in the colour of the drafter of its round."""
+        tokens: list[int] = []
+        text, shown = Text(), ""
+        for round_ in query.rounds:
+            tokens.extend(round_.emitted)
+            whole = self._to_text(tokens).rstrip("\N{REPLACEMENT CHARACTER}")  # half a character so far
+            text.append(whole[len(shown) :], style=COLOURS[round_.choice % len(COLOURS)])
+            shown = whole
+        return text
+
+
+def _line(query: Query) -> str:
+    found = metrics([query])
+    shares = sorted(found["choice_share"].items(), key=lambda item: -item[1])
+    chosen = ", ".join(f"{name} {share:.0%}" for name, share in shares if share)
+    return (
+        f"{found['num_tokens']} tokens, {found['mean_acceptance_length']:.2f} per target forward, "
+        f"{found['tokens_per_second'] or 0:.1f} tokens/s" + (f" ({chosen})" if chosen else "")
+    )
+
+
+def run_table(domains: Mapping[str, Sequence[Query]], title: str) -> Table:
+    """One row per domain: metrics, share of rounds per drafter, regret per query."""
+    names = next(iter(domains.values()))[0].names
+    table = Table(title=title, title_justify="left")
+    table.add_column("domain")
+    for heading in ["queries", "MAT", "acceptance", "tokens/s", "selecting", *names, "regret"]:
+        table.add_column(heading, justify="right")
+    for domain, queries in domains.items():
+        found = metrics(queries)
+        table.add_row(
+            domain or "-",
+            str(len(queries)),
+            f"{found['mean_acceptance_length']:.2f}",
+            _percent(found["draft_acceptance_rate"]),
+            f"{found['tokens_per_second'] or 0:.1f}",
+            _percent(found["selection_share"]),
+            *(_percent(found["choice_share"][name]) for name in names),
+            f"{found['regret']['token'] / len(queries):.2f}",
+        )
+    table.caption = (
+        "MAT: mean acceptance length, tokens per target forward. selecting: share of the time spent\n"
+        "scoring all drafters and learning. Then the share of rounds per drafter. regret: token loss a\n"
+        "query, against the best single drafter in hindsight."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def comparison_table(
+    lengths: Mapping[str, Mapping[str, float]], totals: Mapping[str, Mapping[str, Any]], title: str
+) -> Table:
+    """One row per policy: MAT per domain, over all, tokens/s, and extra target forwards per query.
+
+    Args:
+        lengths: ``lengths[policy][domain]``, mean acceptance length.
+        totals: per policy: ``mean_acceptance_length``, ``tokens_per_second``, ``stopping_time_regret``.
+        title: above the table.
+    """
+    domains = list(next(iter(lengths.values())))
+    table = Table(title=title, title_justify="left")
+    table.add_column("MAT of")
+    for heading in [*(domain or "-" for domain in domains), "all", "tokens/s", "extra forwards"]:
+        table.add_column(heading, justify="right")
+    best = {
+        domain: max((row[domain] for name, row in lengths.items() if name.startswith("fixed:")), default=0)
+        for domain in domains
+    }
+    for policy, row in lengths.items():
+        total = totals[policy]
+        cells = []
+        for domain in domains:
+            star = "*" if policy.startswith("fixed:") and row[domain] == best[domain] else ""
+            cells.append(f"{star}{row[domain]:.2f}")
+        extra = total["stopping_time_regret"]
+        table.add_row(
+            policy,
+            *cells,
+            f"{total['mean_acceptance_length']:.2f}",
+            f"{total['tokens_per_second']:.1f}",
+            "-" if extra is None else f"{extra:+.1f}",
+        )
+    table.caption = (
+        "*: the best single drafter of the domain. extra forwards: target forwards a query beyond\n"
+        "those of the best single drafter of that query."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

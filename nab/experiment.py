@@ -1,0 +1,131 @@
+"""Prompts decoded under policies: what ``nab run`` (one policy) and ``nab compare`` (many) have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nab.decode import Round
+from nab.measure import Query, metrics
+from nab.prompts import Prompt
+from nab.selector import Chooses
+from nab.sim.trace import TraceWriter
+
+if TYPE_CHECKING:
+    from nab.backends.session import Divergence, Session
+
+PLAIN = "plain"
+FIXED = "fixed:"
+
+Policy = Callable[[Any], Chooses]
+"""Makes a fresh selector for one query from a seed."""
+
+Watch = Callable[[str, Query, Iterator[Round]], None]
+"""Runs the rounds of a query to their end; it is told a label and the query that they fill."""
+
+
+@dataclass
+class Experiment:
+    """Decodes prompt by prompt under every policy, so that an interrupted run compares what it has.
+
+    Args:
+        session: target and drafters.
+        prompts: what to answer.
+        policies: selectors by name; the one called ``plain`` decodes without drafts.
+        seed: the queries of one prompt use the same uniforms under every policy.
+        queries: filled by ``execute``, per policy and prompt; the last one may be unfinished.
+
+    Raises:
+        ValueError: on a prompt that is empty or too long, before anything is decoded.
+    """
+
+    session: Session
+    prompts: Sequence[Prompt]
+    policies: Mapping[str, Policy]
+    seed: int
+    queries: dict[str, list[Query]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.queries = {name: [] for name in self.policies}
+        self._encoded = []
+        for number, prompt in enumerate(self.prompts, 1):
+            try:
+                self._encoded.append(self.session.encode(prompt.text))
+            except ValueError as error:
+                raise ValueError(f"prompt {number}: {error}") from None
+
+    def execute(self, watch: Watch, trace: TraceWriter | None = None) -> None:
+        """Decode everything; ``queries`` and ``trace`` are complete up to the last round at any time."""
+        for number, (prompt, ids) in enumerate(zip(self.prompts, self._encoded, strict=True)):
+            for name, policy in self.policies.items():
+                decoding, choosing = np.random.SeedSequence([self.seed, number]).spawn(2)
+                query = self.session.query(plain=name == PLAIN, domain=prompt.domain)
+                self.queries[name].append(query)
+                rounds = self.session.decode(query, ids, policy(choosing), decoding)
+                where = {"query": number, "policy": name}
+                watch(
+                    f"{prompt.domain} {name}".strip(), query, trace.keep(rounds, where) if trace else rounds
+                )
+                if trace:
+                    scores = dict(zip(("gamma", "realised"), query.unasked_scores(), strict=False))
+                    trace.write("query", {**where, **self.result(query), **scores})
+
+    def finished(self) -> Experiment:
+        """The part of the experiment whose prompts every policy has answered."""
+        whole = 0
+        for row in zip(*self.queries.values(), strict=False):
+            if not all(query.finished for query in row):
+                break
+            whole += 1
+        part = Experiment(self.session, self.prompts[:whole], self.policies, self.seed)
+        part.queries = {name: queries[:whole] for name, queries in self.queries.items()}
+        return part
+
+    def result(self, query: Query) -> dict[str, Any]:
+        """One query as plain JSON types."""
+        return {"domain": query.domain, "text": self.session.text(query.tokens), **metrics([query])}
+
+    def results(self, name: str) -> dict[str, Any]:
+        """All queries of a policy and their total, as plain JSON types."""
+        queries = self.queries[name]
+        total = {**metrics(queries), "stopping_time_regret": self.stopping_time_regret(name)}
+        return {"queries": [self.result(query) for query in queries], "total": total}
+
+    def stopping_time_regret(self, name: str) -> float | None:
+        """Mean over prompts of the target forwards beyond those of the best single drafter of the prompt.
+
+        None unless every single drafter was a policy too. Source: Hou et al. 2025, stopping-time regret.
+        """
+        fixed = [self.queries.get(FIXED + drafter) for drafter in self.session.names]
+        singles = [[len(query.rounds) for query in queries] for queries in fixed if queries is not None]
+        if len(singles) < len(fixed):
+            return None
+        rounds = np.array([len(query.rounds) for query in self.queries[name]])
+        return float((rounds - np.min(singles, axis=0)).mean())
+
+    def by_domain(self, name: str) -> dict[str, list[Query]]:
+        """Queries of a policy by domain."""
+        domains = dict.fromkeys(query.domain for query in self.queries[name])
+        return {d: [query for query in self.queries[name] if query.domain == d] for d in domains}
+
+    def lengths(self) -> dict[str, dict[str, float]]:
+        """Mean acceptance length by policy and domain."""
+        return {
+            name: {d: metrics(q)["mean_acceptance_length"] for d, q in self.by_domain(name).items()}
+            for name in self.policies
+        }
+
+    def divergences(self) -> list[tuple[str, int, Divergence]]:
+        """Policy, prompt number and place of every answer that is not the plain one (greedy runs only)."""
+        found = []
+        for name in self.policies:
+            for number, (plain, other) in enumerate(
+                zip(self.queries[PLAIN], self.queries[name], strict=True)
+            ):
+                parting = self.session.divergence(self._encoded[number], plain.tokens, other.tokens)
+                if parting:
+                    found.append((name, number + 1, parting))
+        return found

@@ -1,0 +1,82 @@
+"""Figures, drawn with matplotlib (extra ``plots``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nab.losses import Token
+
+if TYPE_CHECKING:
+    from nab.measure import Query
+
+
+def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None:
+    """One column per domain: the weights along its longest answer, and the regret of all its answers.
+
+    The regret is that of the token loss against the best single drafter of the tokens so far. The dashed line,
+    ``sqrt(T ln n)``, shows the scale: it is Hedge's bound at the rate ``2 sqrt(ln n / t)``.
+    """
+    from matplotlib.figure import Figure
+
+    domains = list(dict.fromkeys(query.domain for query in queries))
+    names = queries[0].names
+    figure = Figure(figsize=(3.6 * max(len(domains), 2), 6.2), layout="constrained")
+    axes = figure.subplots(2, len(domains), squeeze=False, sharey="row")
+    for column, domain in enumerate(domains):
+        members = [query for query in queries if query.domain == domain and query.rounds]
+        if not members:
+            continue
+        longest = max(members, key=lambda query: len(query.tokens))
+        weights = np.concatenate([[r.probs] * len(r.emitted) for r in longest.rounds])
+        areas = axes[0, column].stackplot(np.arange(len(weights)), weights.T, labels=names, step="post")
+        axes[0, column].set(title=domain or "all prompts", ylim=(0, 1), xlim=(0, len(weights) - 1 or 1))
+        for query in members:
+            curve = query.regret(Token()).max(1, initial=-np.inf)
+            axes[1, column].plot(np.arange(1, len(curve) + 1), curve, color="tab:blue", alpha=0.6, lw=1)
+        rounds = np.arange(1, max(len(query.tokens) for query in members) + 1)
+        bound = np.sqrt(rounds * log(len(names)))
+        axes[1, column].plot(rounds, bound, "k--", lw=1, label=r"$\sqrt{T\,\ln n}$")
+        axes[1, column].set(xlabel="tokens of the answer")
+        figure.legends = []
+        figure.legend(areas, names, loc="outside lower center", ncols=len(names), frameon=False)
+    axes[0, 0].set_ylabel("weight of each drafter")
+    axes[1, 0].set_ylabel("regret, token loss")
+    axes[1, 0].legend(frameon=False)
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, path)
+
+
+def comparison(lengths: Mapping[str, Mapping[str, float]], path: Path, title: str) -> None:
+    """Bars of the mean acceptance length, ``lengths[policy][domain]``, grouped by domain."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    policies = list(lengths)
+    domains = list(dict.fromkeys(domain for row in lengths.values() for domain in row))
+    figure = Figure(figsize=(2.2 * len(domains) + 3, 4.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.85 / len(policies)
+    for k, policy in enumerate(policies):
+        x = np.arange(len(domains)) + (k - (len(policies) - 1) / 2) * width
+        heights = [lengths[policy].get(domain, np.nan) for domain in domains]
+        learner = not policy.startswith("fixed:") and policy != "plain"
+        axes.bar(
+            x, heights, width, label=policy, color=colormaps["tab20"](k % 20), edgecolor="k", lw=1.2 * learner
+        )
+    axes.set_xticks(range(len(domains)), domains)
+    axes.set(ylabel="mean acceptance length (tokens per target forward)")
+    axes.set_ylim(bottom=0.9)
+    axes.axhline(1, color="k", lw=0.8, ls=":")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_title(title, fontsize="medium")
+    _save(figure, path)
+
+
+def _save(figure: object, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)  # type: ignore[attr-defined]
