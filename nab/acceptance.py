@@ -55,9 +55,10 @@ class TopK:
 
     def realised(self, p: Law, q: Law, token: Any) -> Any:
         """Return 1 where ``token`` was drafted and 0 elsewhere, in the dtype of ``p``, shape ``(...,)``."""
-        token = _integers(token)
-        hit = sum((child == token) & (_at(q, child) > 0) for child in map(_integers, _children(q, self.k)))
-        return _at(p, token) * 0 + hit
+        own = _at(q, token)
+        equal = (q == own[..., None]).cumsum(-1)
+        rank = (q > own[..., None]).sum(-1) + _at(equal, token)
+        return _at(p, token) * 0 + ((rank <= self.k) & (own > 0))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ uniforms in [0, 1), so the functions are pure and can be enumerated exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 from nab.types import LanguageModel, Law
@@ -71,7 +72,7 @@ def propose(drafter: LanguageModel, tokens: Sequence[int], uniforms: Sequence[An
         context = [*tokens, *draft.tokens]
         q = drafter.score(context, len(context))[0]
         mass = float(q.sum())
-        if not mass >= 0:
+        if not 0 <= mass < inf:
             raise ValueError(f"a drafter's law must be non-negative and finite, its sum is {mass}")
         if mass == 0:
             break

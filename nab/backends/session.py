@@ -80,8 +80,8 @@ class Session:
         needed, context = len(ids) + self.max_new_tokens + self.draft_len, self.model.context
         if context is not None and needed > context:
             raise ValueError(
-                f"a prompt of {len(ids)} tokens, {self.max_new_tokens} new and {self.draft_len} drafted ones need "
-                f"{needed} places, but the context of {self.target.name} has {context}"
+                f"{len(ids)} prompt tokens, {self.max_new_tokens} new and {self.draft_len} drafted ones make "
+                f"{needed}, more than the context of {self.target.name}, {context}"
             )
         return ids
 

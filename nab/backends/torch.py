@@ -182,6 +182,7 @@ def early_exit(model: PreTrainedModel, layers: int) -> PreTrainedModel:
         owner, _, leaf = name.rpartition(".")
         setattr(shallow.get_submodule(owner), leaf, buffers[name])
     shallow.tie_weights()
+    shallow.train(False)
     return shallow
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None:
     """One column per domain: the weights along its longest answer, and the regret of all its answers.
 
-    The regret is that of the token loss against the best single drafter of the tokens so far. The dashed line,
-    ``sqrt(T ln n)``, shows the scale: it is Hedge's bound at the rate ``2 sqrt(ln n / t)``.
+    Regret is of the token loss, against the best single drafter of the tokens so far. The dashed line,
+    ``sqrt(T ln n)``, gives the scale: it is Hedge's bound at the rate ``2 sqrt(ln n / t)``.
     """
     from matplotlib.figure import Figure
 

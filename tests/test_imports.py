@@ -1,0 +1,87 @@
+"""The core needs numpy and scipy alone, and imports point one way; both checks are shown able to fail."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nab
+
+PACKAGE = Path(nab.__file__).parent
+HEAVY = ["torch", "transformers", "matplotlib", "rich", "click"]
+BACKENDS = {"nab.backends", "nab.cli", "nab.console", "nab.experiment"}
+LEVELS = [  # a module imports only from its own level and those before it
+    {"nab.types"},
+    {"nab.acceptance", "nab.losses", "nab.sampling"},
+    {"nab.learners"},
+    {"nab.selector"},
+    {"nab.decode"},
+    {"nab.sim"},
+    {"nab.measure", "nab.prompts"},
+    {"nab.backends"},
+    {"nab.experiment"},
+    {"nab.console"},
+    {"nab.cli"},
+]
+
+
+def heavy_modules_after(statement: str) -> list[str]:
+    code = f"{statement}; import sys; print(*[m for m in {HEAVY} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return result.stdout.split()
+
+
+def test_the_core_imports_nothing_heavy():
+    assert heavy_modules_after("import nab, nab.learners, nab.sim, nab.selector, nab.measure") == []
+
+
+def test_that_check_can_fail():
+    assert heavy_modules_after("import nab, nab.backends.torch") == ["torch", "transformers"]
+
+
+def level(module: str) -> int:
+    return next(i for i, names in enumerate(LEVELS) if any(f"{module}.".startswith(f"{n}.") for n in names))
+
+
+def imported(source: str) -> set[str]:
+    tree = ast.parse(source)
+    guarded = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    }
+    found = set()
+    for node in set(ast.walk(tree)) - guarded:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parent = PACKAGE.parent / node.module.replace(".", "/")
+            found |= {
+                f"{node.module}.{a.name}" if (parent / f"{a.name}.py").exists() else node.module
+                for a in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("nab.")}
+
+
+def wrong_arrows(module: str, source: str) -> list[str]:
+    return [name for name in imported(source) if level(name) > level(module)]
+
+
+def modules() -> list[tuple[str, Path]]:
+    names = [
+        (".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts), p) for p in PACKAGE.rglob("*.py")
+    ]
+    return sorted((name.removesuffix(".__init__"), path) for name, path in names if name != "nab.__init__")
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
+def test_imports_point_one_way(module, path):
+    assert wrong_arrows(module, path.read_text()) == []
+
+
+def test_the_arrow_check_can_fail():
+    assert wrong_arrows("nab.learners.hedge", "from nab.selector import Selector") == ["nab.selector"]
+    assert wrong_arrows("nab.types", "from nab import decode") == ["nab.decode"]

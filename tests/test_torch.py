@@ -1,0 +1,206 @@
+"""The torch backend: the law, the rewinding cache, greedy equality with plain decoding, early exit."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import MambaConfig, MambaForCausalLM
+
+import nab
+from nab.backends.drafters import Lookup
+from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
+
+every_architecture = pytest.mark.parametrize(
+    "make", tiny.ARCHITECTURES.values(), ids=tiny.ARCHITECTURES.keys()
+)
+
+
+def recomputed(model, tokens, start):
+    """Logits without any cache."""
+    with torch.inference_mode():
+        return model(torch.tensor([tokens])).logits[0, start - 1 :]
+
+
+@every_architecture
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_any_sequence_of_rewinds_equals_recomputation(make, seed):
+    rng, model = np.random.default_rng(seed), CausalLM(make())
+    tokens = rng.integers(0, tiny.VOCAB, 5).tolist()
+    for _ in range(8):
+        kept = int(rng.integers(1, len(tokens) + 1))
+        tokens = tokens[:kept] + rng.integers(0, tiny.VOCAB, rng.integers(1, 30)).tolist()
+        start = int(rng.integers(1, len(tokens) + 1))
+        expected = recomputed(model.model, tokens, start)
+        torch.testing.assert_close(model.logits(tokens, start), expected, rtol=0, atol=1e-10)
+
+
+@every_architecture
+def test_a_drafter_may_lag_by_hundreds_of_tokens(make):
+    rng, model = np.random.default_rng(0), CausalLM(make())
+    tokens = rng.integers(0, tiny.VOCAB, 700).tolist()
+    for end, start in ((10, 3), (500, 500), (700, 650), (300, 12), (690, 689), (699, 1)):
+        expected = recomputed(model.model, tokens[:end], start)
+        torch.testing.assert_close(model.logits(tokens[:end], start), expected, rtol=0, atol=1e-10)
+
+
+def test_the_rewind_check_can_fail():
+    """A cache that is not cropped gives other scores."""
+    model = CausalLM(tiny.llama())
+    model.logits([1, 2, 3, 4], 1)
+    model._tokens = [1, 2, 9, 9]  # it now believes that it holds 9, 9
+    wrong = model.logits([1, 2, 9, 9, 5], 5)
+    assert (wrong - recomputed(model.model, [1, 2, 9, 9, 5], 5)).abs().max() > 1e-3
+
+
+def test_an_interrupted_forward_leaves_a_clean_cache(monkeypatch):
+    model = CausalLM(tiny.llama())
+    model.logits([1, 2, 3], 1)
+    layer = model.model.model.layers[2]
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "forward", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            model.logits([1, 2, 3, 4, 5], 4)
+    expected = recomputed(model.model, [1, 2, 3, 4, 5], 2)
+    torch.testing.assert_close(model.logits([1, 2, 3, 4, 5], 2), expected, rtol=0, atol=1e-10)
+
+
+def answer(target, drafters, selector, prompt, draft_len):
+    rounds = nab.decode(target, drafters, selector, prompt, draft_len=draft_len, rng=0)
+    return [t for r in nab.until(rounds, max_new_tokens=60) for t in r.emitted]
+
+
+@every_architecture
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_text_equals_plain_decoding(make, seed):
+    """A pool that agrees often, seldom and by lookup, chosen online: the same text as no draft at all."""
+    model, greedy = make(seed), Warper(temperature=0)
+    target = CausalLM(model, greedy)
+    drafters = [
+        CausalLM(tiny.perturbed(model, 0.02), greedy),
+        CausalLM(tiny.perturbed(model, 0.5), greedy),
+        CausalLM(early_exit(model, 2), greedy),
+        Lifted(Lookup(tiny.VOCAB), greedy, torch.device("cpu"), torch.float64),
+    ]
+    prompt = np.random.default_rng(seed).integers(0, tiny.VOCAB, 40).tolist()
+    plain = answer(CausalLM(model, greedy), drafters, nab.Constant(np.eye(4)[0]), prompt, 0)
+    selector = nab.Selector(nab.NormalHedge(), 4, rng=seed)
+    assert answer(target, drafters, selector, prompt, 4) == plain
+    with torch.inference_mode():
+        theirs = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=60,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    assert plain == theirs[0, len(prompt) :].tolist()
+
+
+def test_a_good_drafter_is_accepted_and_found():
+    model = tiny.llama(3)
+    drafters = [CausalLM(tiny.perturbed(model, 2.0)), CausalLM(tiny.perturbed(model, 0.01))]
+    selector = nab.Selector(nab.NormalHedge(), 2, rng=0)
+    rounds = nab.decode(CausalLM(model), drafters, selector, [1, 2, 3], draft_len=4, rng=0)
+    kept = list(nab.until(rounds, max_new_tokens=100))
+    assert np.mean([r.choice for r in kept]) > 0.9
+    assert 100 / len(kept) > 3
+
+
+@pytest.mark.parametrize(
+    ("warper", "expected"),
+    [
+        (Warper(), [0.5, 0.25, 0.125, 0.125]),
+        (Warper(temperature=0), [1, 0, 0, 0]),
+        (Warper(temperature=0.5), np.array([16, 4, 1, 1]) / 22),
+        (Warper(top_k=2), [2 / 3, 1 / 3, 0, 0]),
+        (Warper(top_k=3), [0.5, 0.25, 0.125, 0.125]),  # the third and fourth tie
+        (Warper(top_p=0.4), [1, 0, 0, 0]),
+        (Warper(top_p=0.6), [2 / 3, 1 / 3, 0, 0]),
+        (Warper(top_p=1e-9), [1, 0, 0, 0]),
+        (Warper(temperature=0.5, top_k=2, top_p=0.9), [0.8, 0.2, 0, 0]),
+    ],
+)
+def test_the_warped_law(warper, expected):
+    logits = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64).log() + 3
+    torch.testing.assert_close(warper(logits), torch.tensor(expected, dtype=torch.float64).reshape(4))
+
+
+def test_the_warped_law_is_the_one_transformers_samples_from():
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.randn(20, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    theirs = LogitsProcessorList([TemperatureLogitsWarper(0.7), TopKLogitsWarper(30), TopPLogitsWarper(0.8)])
+    expected = theirs(torch.zeros(20, 1, dtype=torch.long), logits.clone()).softmax(-1)
+    torch.testing.assert_close(Warper(0.7, 30, 0.8)(logits), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Warper(temperature=-1), "temperature .*-1"),
+        (lambda: Warper(temperature=float("nan")), "temperature .*nan"),
+        (lambda: Warper(top_k=-2), "top_k .*-2"),
+        (lambda: Warper(top_p=0), r"top_p .*0"),
+        (lambda: early_exit(tiny.llama(), 3), "between 1 and 2 layers, got 3"),
+        (lambda: CausalLM(tiny.llama()).score([1, 2], 0), r"start must lie in \[1, 2\], got 0"),
+        (
+            lambda: CausalLM(tiny.llama(max_position_embeddings=8), name="t").score([1] * 9, 9),
+            "9 .*context of t: 8",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_logits_name_the_model(value):
+    model = tiny.llama()
+    model.lm_head.weight.data[7] = value
+    with pytest.raises(ValueError, match="the expert returned logits that are NaN or infinite"):
+        CausalLM(model, name="the expert").score([1, 2], 1)
+
+
+def test_models_that_cannot_forget_are_refused():
+    config = MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=4)
+    with pytest.raises(ValueError, match="recurrent state"):
+        CausalLM(MambaForCausalLM(config))
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+def test_early_exit_is_the_first_layers_and_shares_their_weights(make):
+    model = make().train(False)
+    shallow = early_exit(model, 2)
+    blocks = model.model.layers if hasattr(model, "model") else model.transformer.h
+    tokens = [1, 2, 3, 4]
+    before = recomputed(shallow, tokens, 1)
+    whole = {p.data_ptr() for p in model.parameters()}
+    assert all(p.data_ptr() in whole for p in shallow.parameters())
+    del blocks[2:]
+    torch.testing.assert_close(recomputed(model, tokens, 1), before, rtol=0, atol=0)
+
+
+def test_early_exit_of_tied_embeddings():
+    model = tiny.llama(tie_word_embeddings=True)
+    shallow = early_exit(model, 1)
+    assert shallow.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_lifted_laws_are_processed_and_silence_stays_silence():
+    lookup = Lifted(Lookup(5, 2, 1), Warper(temperature=0.5), torch.device("cpu"), torch.float64)
+    laws = lookup.score([1, 2, 3, 1], 3)
+    torch.testing.assert_close(laws, torch.tensor([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0]], dtype=torch.float64))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_cpu_in_float64():
+    model = tiny.llama()
+    expected = CausalLM(model).score([1, 2, 3, 4], 1)
+    torch.testing.assert_close(
+        CausalLM(model.to("cuda")).score([1, 2, 3, 4], 1).cpu(), expected, rtol=0, atol=1e-10
+    )

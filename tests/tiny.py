@@ -1,0 +1,88 @@
+"""Tiny random transformers models, and a byte-level tokenizer to go with them."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+VOCAB = 257  # 256 bytes and the end of the text
+END = 256
+
+
+def llama(seed=0, dtype=torch.float64, **changes):
+    config = LlamaConfig(
+        **{
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "initializer_range": 0.4,
+            "bos_token_id": None,
+            "eos_token_id": END,
+            **changes,
+        }
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def gpt2(seed=0, dtype=torch.float64):
+    config = GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=1024, initializer_range=0.4,
+        bos_token_id=None, eos_token_id=END, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(config).to(dtype)
+
+
+def mistral(seed=0, dtype=torch.float64):
+    """Its attention sees the last 16 tokens only."""
+    config = MistralConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, sliding_window=16, initializer_range=0.4,
+        bos_token_id=None, eos_token_id=END,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return MistralForCausalLM(config).to(dtype)
+
+
+ARCHITECTURES = {"llama": llama, "gpt2": gpt2, "mistral, sliding window": mistral}
+
+
+def perturbed(model, amount, seed=1):
+    """A drafter that resembles ``model``: its weights with noise."""
+    torch.manual_seed(seed)
+    drafter = type(model)(model.config).to(model.dtype)
+    weights = {k: v + amount * v.std() * torch.randn_like(v) for k, v in model.state_dict().items()}
+    drafter.load_state_dict(weights)
+    return drafter
+
+
+def tokenizer(missing=0):
+    """One token per byte; ``missing`` of them have another meaning, which makes another vocabulary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    renamed = {c: f"{c}*" if i < missing else c for i, c in enumerate(alphabet)}
+    vocabulary = {renamed[c]: i for i, c in enumerate(alphabet)} | {"<end>": END}
+    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
+
+
+def save(folder: Path, model, tokens=None) -> Path:
+    """A transformers folder."""
+    model.save_pretrained(folder)
+    (tokens or tokenizer()).save_pretrained(folder)
+    return folder
