@@ -106,7 +106,8 @@ class NGram:
                 break
             entries = slice(int(self.offsets[level][slot]), int(self.offsets[level][slot + 1]))
             probs = self.probs[level][entries].astype(np.float32)
-            law *= max(1 - probs.sum(), 0)
+            probs /= max(probs.sum(), 1)  # rounding to float16 may have lifted a full context above 1
+            law *= 1 - probs.sum()
             law[self.tokens[level][entries]] += probs
         return law
 
@@ -159,7 +160,7 @@ def _level(documents: Sequence[Array], order: int, most: int) -> tuple[Array, Ar
     _, owner = np.unique(contexts, return_inverse=True)
     totals = np.bincount(owner, weights=counts)[owner]
     once, twice = (counts == 1).sum(), (counts == 2).sum()
-    discounted = (counts - once / (once + 2 * twice)) / totals
+    discounted = (counts - once / max(once + 2 * twice, 1)) / totals
 
     kept = np.flatnonzero(counts >= 2)
     kept = np.sort(kept[np.argsort(-counts[kept], kind="stable")[:most]])

@@ -1,0 +1,5 @@
+"""``python -m nab``."""
+
+from nab.cli import main
+
+main()
