@@ -27,7 +27,7 @@ class Lookup:
 
     vocab_size: int
     max_ngram: int = 4
-    min_ngram: int = 2
+    min_ngram: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_ngram <= self.max_ngram:
