@@ -91,7 +91,7 @@ class Evaluation:
                 gamma[rows, i] = as_floats(self.rule.probability(p, q[rows]))
                 realised[rows, i] = as_floats(self.rule.realised(p, q[rows], tokens[rows]))
             if not ((gamma[:, i] >= 0) & (gamma[:, i] <= 1)).all():
-                raise ValueError(f"drafter {i} has acceptance probabilities {gamma[:, i]}, not in [0, 1]")
+                raise ValueError(f"drafter {i}: acceptance probabilities {gamma[:, i]} are not in [0, 1]")
         return gamma, realised
 
 
@@ -122,7 +122,7 @@ def decode(
         One ``Round`` per target forward.
 
     Raises:
-        ValueError: if ``draft_len`` is negative.
+        ValueError: if ``draft_len`` is negative, or naming a drafter whose laws are none.
     """
     if draft_len < 0:
         raise ValueError(f"draft_len must be at least 0, got {draft_len}")
@@ -132,7 +132,10 @@ def decode(
         clock = [perf_counter()]
         uniforms = rng.random(2 * draft_len + 1)
         start, choice, probs = len(tokens), selector.choice, selector.probs
-        draft = propose(drafters[choice], tokens, uniforms[:draft_len])
+        try:
+            draft = propose(drafters[choice], tokens, uniforms[:draft_len])
+        except ValueError as error:
+            raise ValueError(f"drafter {choice}: {error}") from error
         clock.append(perf_counter())
 
         p = target.score([*tokens, *draft.tokens], start)

@@ -73,7 +73,7 @@ def propose(drafter: LanguageModel, tokens: Sequence[int], uniforms: Sequence[An
         q = drafter.score(context, len(context))[0]
         mass = float(q.sum())
         if not 0 <= mass < inf:
-            raise ValueError(f"a drafter's law must be non-negative and finite, its sum is {mass}")
+            raise ValueError(f"its law must be non-negative and finite, but sums to {mass}")
         if mass == 0:
             break
         draft.tokens.append(sample(q, u))

@@ -69,6 +69,7 @@ def test_ngram_laws_follow_the_formula(seed, order):
     laws = model.score(tokens, 1)
     for row, end in enumerate(range(1, len(tokens) + 1)):
         expected = naive_law(documents, 4, order, tokens[:end])
+        assert (laws[row] >= 0).all()
         np.testing.assert_allclose(laws[row], expected, atol=4 * 2**-11)  # probabilities are kept as float16
         assert laws[row].sum() == pytest.approx(1, abs=1e-6)  # float32
 

@@ -66,7 +66,7 @@ def test_propose_names_a_law_that_is_none(bad):
         def score(self, tokens, start):
             return np.full((1, 3), bad)
 
-    with pytest.raises(ValueError, match=r"law must be non-negative and finite"):
+    with pytest.raises(ValueError, match=r"law must be non-negative and finite, but sums to"):
         propose(Broken(), [0], [0.5])
 
 

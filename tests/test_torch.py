@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import MambaConfig, MambaForCausalLM
 
 import nab
-from nab.backends.drafters import Lookup
+from nab.backends.drafters import Lookup, NGram
 from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
 
 every_architecture = pytest.mark.parametrize(
@@ -195,6 +195,32 @@ def test_lifted_laws_are_processed_and_silence_stays_silence():
     lookup = Lifted(Lookup(5, 2, 1), Warper(temperature=0.5), torch.device("cpu"), torch.float64)
     laws = lookup.score([1, 2, 3, 1], 3)
     torch.testing.assert_close(laws, torch.tensor([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.25])
+@pytest.mark.parametrize("warper", [Warper(), Warper(temperature=0)])
+def test_a_broken_numpy_law_names_the_model(value, warper):
+    class Broken:
+        def score(self, tokens, start):
+            return np.array([[0.5, value]])
+
+    with pytest.raises(ValueError, match="the table returned a law"):
+        Lifted(Broken(), warper, torch.device("cpu"), torch.float32, "the table").score([0], 1)
+
+
+def test_saturated_ngram_contexts_are_laws_at_every_temperature():
+    """Contexts whose kept probabilities fill 1: what is left for the shorter context may round below 0."""
+    rng, contexts, kept = np.random.default_rng(0), 500, 7
+    model = NGram(
+        np.ones(contexts),
+        keys=[np.arange(contexts, dtype=np.uint64)],
+        offsets=[np.arange(contexts + 1) * kept],
+        tokens=[np.tile(np.arange(kept), contexts)],
+        probs=[rng.dirichlet(np.ones(kept), contexts).ravel().astype(np.float16)],
+    )
+    lifted = Lifted(model, Warper(temperature=0.7), torch.device("cpu"), torch.float32)
+    laws = lifted.score(list(range(contexts)), 1)
+    torch.testing.assert_close(laws.sum(-1), torch.ones(contexts), rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

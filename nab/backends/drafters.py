@@ -107,7 +107,7 @@ class NGram:
             entries = slice(int(self.offsets[level][slot]), int(self.offsets[level][slot + 1]))
             probs = self.probs[level][entries].astype(np.float32)
             probs /= max(probs.sum(), 1)  # rounding to float16 may have lifted a full context above 1
-            law *= 1 - probs.sum()
+            law *= max(1 - probs.sum(), 0)
             law[self.tokens[level][entries]] += probs
         return law
 

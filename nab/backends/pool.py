@@ -57,12 +57,12 @@ def _build(name: str, target: Pretrained, warper: Warper) -> LanguageModel:
     vocab_size = model.config.get_text_config().vocab_size
     law_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     if name == "lookup":
-        return Lifted(Lookup(vocab_size), warper, model.device, law_dtype)
+        return Lifted(Lookup(vocab_size), warper, model.device, law_dtype, name)
     if name == "early-exit":
         return CausalLM(early_exit(model, EARLY_EXIT_LAYERS), warper, name=name)
     if name in shipped():
         _same_vocabulary(name, _metadata(shipped()[name])["vocabulary"], target)
-        return Lifted(read_ngram(shipped()[name]), warper, model.device, law_dtype)
+        return Lifted(read_ngram(shipped()[name]), warper, model.device, law_dtype, name)
     if Path(name).is_dir():
         drafter = load(Path(name), dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
         _same_vocabulary(name, drafter.vocabulary, target)

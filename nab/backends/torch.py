@@ -145,16 +145,24 @@ class Lifted:
         warper: the target's.
         device: where the target's laws live.
         dtype: their dtype.
+        name: for error messages.
     """
 
     model: LanguageModel
     warper: Warper
     device: torch.device
     dtype: torch.dtype
+    name: str = "model"
 
     def score(self, tokens: Sequence[int], start: int) -> Tensor:
-        """Processed laws on the device; all-zero rows stay."""
+        """Processed laws on the device; all-zero rows stay.
+
+        Raises:
+            ValueError: if the model's law is negative, NaN or infinite somewhere.
+        """
         law = torch.as_tensor(self.model.score(tokens, start)).to(self.device, self.dtype)
+        if not (law.min() >= 0 and law.max() < torch.inf):
+            raise ValueError(f"{self.name} returned a law that is negative, NaN or infinite somewhere")
         if self.warper == Warper():
             return law
         return self.warper(law.log()).masked_fill(law.sum(-1, keepdim=True) == 0, 0)
