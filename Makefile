@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-export OMP_NUM_THREADS ?= 1
+test check bench: export OMP_NUM_THREADS = 1
 
 .PHONY: run test check bench venv clean
 
 run: $(STAMP)            ## decode the shipped prompts with a pool of drafters chosen online
-	OMP_NUM_THREADS= $(BIN)/nab run --trace out/run.jsonl --plot out/run.png --report out/run.json
+	$(BIN)/nab run --trace out/run.jsonl --plot out/run.png
 
 test: $(STAMP)           ## the test suite, doctests included
 	$(BIN)/python -m pytest
