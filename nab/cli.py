@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -63,6 +64,7 @@ class Options:
 
     def open(self) -> Session:
         """Load the target and build the pool."""
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve busy cores
         import torch
 
         from nab.backends import pool, pretrained

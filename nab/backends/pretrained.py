@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -178,7 +180,8 @@ def _check(file: Path, digest: str) -> None:
 
 def _convert(gguf: Path, folder: Path) -> None:
     print("converting it to safetensors (once) ...", file=sys.stderr, flush=True)
-    source = _load_gguf(gguf, torch.bfloat16, "cpu")
+    with redirect_stderr(StringIO()):  # a progress bar that no setting of transformers turns off
+        source = _load_gguf(gguf, torch.bfloat16, "cpu")
     source.model.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
 
