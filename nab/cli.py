@@ -16,13 +16,13 @@ import numpy as np
 from rich.console import Console
 
 import nab
+from nab import plots
 from nab import prompts as prompt_files
 from nab.console import View, comparison_table, run_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy
 from nab.losses import Length, Token
 from nab.prompts import Prompt
 from nab.selector import Constant, Selector
-from nab.sim import plots
 from nab.sim.trace import TraceWriter, environment
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _prepare(options: Options, policies: Callable[[list[str]], list[str]]) -> tu
     """Load everything and check every argument before the first token is decoded."""
     prompts, session = options.read_prompts(), options.open()
     makers = {name: options.policy(name, session.names) for name in policies(session.names)}
-    console = Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 160)
+    console = Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 100)
     return Experiment(session, prompts, makers, options.seed), console
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nab.decode import Round
+from nab.experiment import FIXED
 from nab.measure import Query, metrics
 
 COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red", "bright_black", "bright_cyan"]
@@ -47,9 +49,8 @@ class View:
                 pass
         self.done += 1
         self._progress.advance(self._task)
-        self.console.print(
-            f"[{self.done}/{self.total}] {label}: {_line(query)}", markup=False, highlight=False
-        )
+        line = f"[{self.done}/{self.total}] {label}: {_line(query)}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _answer(self, query: Query) -> Text:
         """The answer so far, each piece in the colour of the drafter of its round."""
@@ -65,8 +66,7 @@ class View:
 
 def _line(query: Query) -> str:
     found = metrics([query])
-    shares = sorted(found["choice_share"].items(), key=lambda item: -item[1])
-    chosen = ", ".join(f"{name} {share:.0%}" for name, share in shares if share)
+    chosen = _chosen(found)
     return (
         f"{found['num_tokens']} tokens, {found['mean_acceptance_length']:.2f} per target forward, "
         f"{found['tokens_per_second'] or 0:.1f} tokens/s" + (f" ({chosen})" if chosen else "")
@@ -74,30 +74,25 @@ def _line(query: Query) -> str:
 
 
 def run_table(domains: Mapping[str, Sequence[Query]], title: str) -> Table:
-    """One row per domain: metrics, share of rounds per drafter, regret per query."""
-    names = next(iter(domains.values()))[0].names
-    table = Table(title=title, title_justify="left")
-    table.add_column("domain")
-    for heading in ["queries", "MAT", "acceptance", "tokens/s", "selecting", *names, "regret"]:
-        table.add_column(heading, justify="right")
+    """One row per domain: metrics, regret per query, share of rounds per drafter."""
+    caption = (
+        "MAT: mean acceptance length, tokens per target forward. select: share of the time spent scoring "
+        "all drafters and learning. regret: token loss a query, against its best single drafter in hindsight."
+    )
+    headings = ["MAT", "accept", "tokens/s", "select", "regret"]
+    table = _table(title, caption, ["domain"], headings)
+    table.add_column("rounds by drafter", min_width=24)
     for domain, queries in domains.items():
         found = metrics(queries)
         table.add_row(
             domain or "-",
-            str(len(queries)),
             f"{found['mean_acceptance_length']:.2f}",
             _percent(found["draft_acceptance_rate"]),
             f"{found['tokens_per_second'] or 0:.1f}",
             _percent(found["selection_share"]),
-            *(_percent(found["choice_share"][name]) for name in names),
             f"{found['regret']['token'] / len(queries):.2f}",
+            _chosen(found),
         )
-    table.caption = (
-        "MAT: mean acceptance length, tokens per target forward. selecting: share of the time spent\n"
-        "scoring all drafters and learning. Then the share of rounds per drafter. regret: token loss a\n"
-        "query, against the best single drafter in hindsight."
-    )
-    table.caption_justify = "left"
     return table
 
 
@@ -111,35 +106,42 @@ def comparison_table(
         totals: per policy: ``mean_acceptance_length``, ``tokens_per_second``, ``stopping_time_regret``.
         title: above the table.
     """
+    caption = (
+        "*: the best single drafter of the domain. extra: target forwards a query beyond those of its best "
+        "single drafter."
+    )
+    singles = [row for name, row in lengths.items() if name.startswith(FIXED)]
     domains = list(next(iter(lengths.values())))
-    table = Table(title=title, title_justify="left")
-    table.add_column("MAT of")
-    for heading in [*(domain or "-" for domain in domains), "all", "tokens/s", "extra forwards"]:
-        table.add_column(heading, justify="right")
-    best = {
-        domain: max((row[domain] for name, row in lengths.items() if name.startswith("fixed:")), default=0)
-        for domain in domains
-    }
+    headings = [*(domain or "-" for domain in domains), "all", "tokens/s", "extra"]
+    table = _table(title, caption, ["MAT of"], headings)
     for policy, row in lengths.items():
         total = totals[policy]
-        cells = []
-        for domain in domains:
-            star = "*" if policy.startswith("fixed:") and row[domain] == best[domain] else ""
-            cells.append(f"{star}{row[domain]:.2f}")
-        extra = total["stopping_time_regret"]
+        best = [row in singles and row[d] == max(single[d] for single in singles) for d in domains]
         table.add_row(
             policy,
-            *cells,
+            *(f"{'*' * star}{row[domain]:.2f}" for star, domain in zip(best, domains, strict=True)),
             f"{total['mean_acceptance_length']:.2f}",
             f"{total['tokens_per_second']:.1f}",
-            "-" if extra is None else f"{extra:+.1f}",
+            f"{total['stopping_time_regret']:+.1f}",
         )
-    table.caption = (
-        "*: the best single drafter of the domain. extra forwards: target forwards a query beyond\n"
-        "those of the best single drafter of that query."
-    )
-    table.caption_justify = "left"
     return table
+
+
+def _table(title: str, caption: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(
+        title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD
+    )
+    for heading in left:
+        table.add_column(heading, no_wrap=True)
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _chosen(found: Mapping[str, Any]) -> str:
+    """Shares of rounds, largest first."""
+    shares = sorted(found["choice_share"].items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares if share)
 
 
 def _percent(share: float | None) -> str:

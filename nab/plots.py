@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nab.experiment import FIXED, PLAIN
 from nab.losses import Token
-
-if TYPE_CHECKING:
-    from nab.measure import Query
+from nab.measure import Query
 
 
 def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None:
@@ -52,26 +50,26 @@ def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None
 
 
 def comparison(lengths: Mapping[str, Mapping[str, float]], path: Path, title: str) -> None:
-    """Bars of the mean acceptance length, ``lengths[policy][domain]``, grouped by domain."""
+    """Bars of the mean acceptance length, ``lengths[policy][domain]``, grouped by domain.
+
+    Single drafters are pale, selectors strong; plain decoding, which has length 1, is the floor.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    policies = list(lengths)
-    domains = list(dict.fromkeys(domain for row in lengths.values() for domain in row))
+    policies = [policy for policy in lengths if policy != PLAIN]
+    domains = list(next(iter(lengths.values())))
     figure = Figure(figsize=(2.2 * len(domains) + 3, 4.4), layout="constrained")
     axes = figure.subplots()
     width = 0.85 / len(policies)
+    pale, strong = iter(colormaps["Pastel1"].colors * 3), iter(colormaps["Dark2"].colors * 3)  # type: ignore[attr-defined]
     for k, policy in enumerate(policies):
         x = np.arange(len(domains)) + (k - (len(policies) - 1) / 2) * width
-        heights = [lengths[policy].get(domain, np.nan) for domain in domains]
-        learner = not policy.startswith("fixed:") and policy != "plain"
-        axes.bar(
-            x, heights, width, label=policy, color=colormaps["tab20"](k % 20), edgecolor="k", lw=1.2 * learner
-        )
-    axes.set_xticks(range(len(domains)), domains)
-    axes.set(ylabel="mean acceptance length (tokens per target forward)")
-    axes.set_ylim(bottom=0.9)
-    axes.axhline(1, color="k", lw=0.8, ls=":")
+        colour = next(pale if policy.startswith(FIXED) else strong)
+        heights = [lengths[policy][domain] - 1 for domain in domains]
+        axes.bar(x, heights, 0.92 * width, bottom=1, label=policy, color=colour)
+    axes.set_xticks(range(len(domains)), [domain or "all prompts" for domain in domains])
+    axes.set_ylabel("mean acceptance length\n(tokens per target forward; plain decoding: 1)")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title(title, fontsize="medium")
     _save(figure, path)
