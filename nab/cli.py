@@ -85,13 +85,13 @@ class Options:
         """What makes fresh selectors over ``drafters``, by the name a person gives it."""
         n = len(drafters)
         constants = {FIXED + drafter: row for drafter, row in zip(drafters, np.eye(n), strict=True)}
-        constants |= {"uniform": np.full(n, 1 / n), PLAIN: np.full(n, 1 / n)}
+        constants |= {"uniform": np.full(n, 1 / n), PLAIN: np.full(n, 1 / n)}  # plain decoding never drafts
         if name in constants:
             return lambda seed: Constant(constants[name], rng=seed)
         if name in LEARNERS:
             objective = Length(self.draft_len) if self.objective == "length" else Token()
             return lambda seed: Selector(LEARNERS[name](), n, objective=objective, rng=seed)
-        known = ", ".join([*LEARNERS, *(constant for constant in constants if constant != PLAIN)])
+        known = ", ".join([*LEARNERS, *constants])
         raise ValueError(f"unknown selector {name!r}: choose from {known}")
 
     def header(self, session: Session) -> dict[str, Any]:
@@ -181,7 +181,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--selector", default="normal-hedge", show_default=True, help="Or hedge, uniform, fixed:NAME.")
+@click.option(
+    "--selector", default="normal-hedge", show_default=True, help="Or hedge, uniform, plain, fixed:NAME."
+)
 @_shared_options
 def run(options: Options, selector: str) -> None:
     """Decode prompts with a pool of drafters; show what was chosen and what it brought."""
@@ -194,10 +196,10 @@ def run(options: Options, selector: str) -> None:
             title = _title(options, experiment, selector)
             groups = experiment.by_domain(selector)
             console.print(run_table({**groups, "all": queries} if len(groups) > 1 else groups, title))
-            if options.plot:
-                plots.weights_and_regret(queries, options.plot, title)
             if options.as_json:
                 print(json.dumps(experiment.results(selector), ensure_ascii=False))
+            if options.plot:
+                plots.weights_and_regret(queries, options.plot, title)
 
 
 @main.command()
@@ -217,14 +219,16 @@ def compare(options: Options) -> None:
             totals = {name: result["total"] for name, result in results.items()}
             console.print(comparison_table(lengths, totals, title))
             same_text = _same_text(done, console) if options.temperature == 0 else None
-            if options.plot:
-                plots.comparison(lengths, options.plot, title)
             if options.as_json:
                 print(json.dumps({"policies": results, "same_text": same_text}, ensure_ascii=False))
+            if options.plot:
+                plots.comparison(lengths, options.plot, title)
 
 
 def _prepare(options: Options, policies: Callable[[list[str]], list[str]]) -> tuple[Experiment, Console]:
     """Load everything and check every argument before the first token is decoded."""
+    if options.plot:
+        plots.check(options.plot)
     prompts, session = options.read_prompts(), options.open()
     makers = {name: options.policy(name, session.names) for name in policies(session.names)}
     console = Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 100)

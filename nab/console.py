@@ -76,21 +76,23 @@ def _line(query: Query) -> str:
 def run_table(domains: Mapping[str, Sequence[Query]], title: str) -> Table:
     """One row per domain: metrics, regret per query, share of rounds per drafter."""
     caption = (
-        "MAT: mean acceptance length, tokens per target forward. select: share of the time spent scoring "
-        "all drafters and learning. regret: token loss a query, against its best single drafter in hindsight."
+        "MAT: mean acceptance length, tokens per target forward. single: what the best single drafter would "
+        "have had on the same text. select: share of the time spent scoring all drafters and learning. "
+        "regret: token loss a query, against its best single drafter in hindsight."
     )
-    headings = ["MAT", "accept", "tokens/s", "select", "regret"]
+    headings = ["MAT", "single", "accept", "tokens/s", "select", "regret"]
     table = _table(title, caption, ["domain"], headings)
-    table.add_column("rounds by drafter", min_width=24)
+    table.add_column("rounds by drafter", min_width=20)
     for domain, queries in domains.items():
         found = metrics(queries)
         table.add_row(
             domain or "-",
             f"{found['mean_acceptance_length']:.2f}",
+            f"{max(found['single_drafters'].values()):.2f}" if found["single_drafters"] else "-",
             _percent(found["draft_acceptance_rate"]),
             f"{found['tokens_per_second'] or 0:.1f}",
             _percent(found["selection_share"]),
-            f"{found['regret']['token'] / len(queries):.2f}",
+            f"{found['regret']['token'] / len(queries):.2f}" if found["regret"] else "-",
             _chosen(found),
         )
     return table

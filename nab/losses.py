@@ -66,6 +66,33 @@ def plug_in_length(gamma: Floats, draft_len: int) -> Floats:
     return expected_length(gamma, gamma, draft_len)
 
 
+def expected_rounds(realised: Floats, draft_len: int) -> Floats:
+    """Exact mean number of rounds that each drafter, used alone, would have needed for this very text.
+
+    Given the text, a round that starts at t has its first k tokens accepted with probability
+    ``prod_{j<k} realised_{t+j}``, whoever decoded it, so the rounds still to come from t satisfy
+    ``E_t = 1 + sum_{k=0..K} P(k accepted) E_{t+k+1}`` with ``E = 0`` behind the end.
+
+    Args:
+        realised: ``(positions, n)`` in [0, 1], all positions of the text.
+        draft_len: K >= 1 drafted tokens a round.
+
+    Returns:
+        ``(n,)`` means in [positions / (K + 1), positions].
+    """
+    positions, n = np.shape(realised)
+    to_come = np.zeros((positions + _at_least_one(draft_len) + 1, n))
+    padded = np.concatenate([realised, np.zeros((draft_len, n))])
+    for t in reversed(range(positions)):
+        reached = np.ones(n)
+        to_come[t] = 1
+        for k in range(draft_len):
+            to_come[t] += reached * (1 - padded[t + k]) * to_come[t + k + 1]
+            reached *= padded[t + k]
+        to_come[t] += reached * to_come[t + draft_len + 1]
+    return np.asarray(to_come[0])
+
+
 def length_loss(length: Any, draft_len: int) -> Any:
     """``(K + 1 - L) / (K + 1)``: the share of a round's possible tokens that is missed.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nab.decode import Evaluation, Round, decode, until
-from nab.losses import Length, Token
+from nab.losses import Length, Token, expected_rounds
 from nab.selector import Chooses
 from nab.sim.regret import regret
 from nab.types import Floats, LanguageModel, Objective
@@ -99,14 +99,16 @@ class Query:
         if self.draft_len:
             audited = self.audit = Audit(selector)
         rounds = decode(target, drafters, audited, prompt, draft_len=self.draft_len, rng=rng)
-        for round_ in until(rounds, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens):
-            self.rounds.append(round_)
-            yield round_
+        try:
+            for round_ in until(rounds, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens):
+                self.rounds.append(round_)
+                yield round_
+                if self.audit:
+                    self.audit.settle(_SETTLE_AFTER)
+            self.finished = True
+        finally:  # an interrupted answer is measured as far as it goes
             if self.audit:
-                self.audit.settle(_SETTLE_AFTER)
-        if self.audit:
-            self.audit.settle()
-        self.finished = True
+                self.audit.settle()
 
     @property
     def tokens(self) -> list[int]:
@@ -124,6 +126,10 @@ class Query:
         """``scores`` where the rounds themselves do not hold them, for the record."""
         return () if self.audit is None or self.audit.asked else self.scores()
 
+    def single_rounds(self) -> Floats:
+        """Mean rounds each drafter alone would have needed for the scored part of this answer, ``(n,)``."""
+        return expected_rounds(self.scores()[1], self.draft_len)
+
     def regret(self, objective: Objective) -> Floats:
         """Cumulative regret ``(positions, n)`` under an objective, over positions with a whole window."""
         gamma, realised = self.scores()
@@ -139,16 +145,16 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
     [1, draft_len + 1] (plain decoding has 1); ``draft_acceptance_rate`` accepted over drafted tokens, None if
     none was drafted; ``acceptance_histogram[k]`` the rounds with k accepted tokens; ``selection_share`` the
     share of time spent evaluating drafters and updating the learner; ``regret`` the sum over queries of the
-    regret against the best single drafter of each query in hindsight, in units of the loss.
+    regret against the best single drafter of each query in hindsight, in units of the loss and in rounds.
+    ``single_drafters`` is the mean acceptance length that each drafter alone would have had on the same text,
+    in expectation: see ``expected_rounds``.
     """
     names, draft_len = queries[0].names, queries[0].draft_len
     rounds = [round_ for query in queries for round_ in query.rounds]
     tokens = sum(len(r.emitted) for r in rounds)
     drafted = sum(r.drafted for r in rounds)
     seconds = np.array([r.seconds for r in rounds]).reshape(-1, 3).sum(0)
-    chosen = np.bincount([r.choice for r in rounds], minlength=len(names))
-    speculative = draft_len > 0
-    return {
+    found: dict[str, Any] = {
         "num_tokens": tokens,
         "num_spec_steps": len(rounds),
         "mean_acceptance_length": tokens / max(len(rounds), 1),
@@ -156,15 +162,21 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
         "acceptance_histogram": np.bincount([r.accepted for r in rounds], minlength=draft_len + 1).tolist(),
         "tokens_per_second": tokens / seconds.sum() if rounds else None,
         "selection_share": seconds[2] / seconds.sum() if rounds else None,
-        "choice_share": dict(zip(names, (chosen / max(len(rounds), 1)).tolist(), strict=True))
-        if speculative
-        else {},
+    }
+    if draft_len == 0:
+        return {**found, "choice_share": {}, "single_drafters": {}, "regret": {}}
+    chosen = np.bincount([r.choice for r in rounds], minlength=len(names)) / max(len(rounds), 1)
+    singles = np.array([query.single_rounds() for query in queries])
+    lengths = tokens / np.maximum(singles.sum(0), 1)
+    return {
+        **found,
+        "choice_share": dict(zip(names, chosen.tolist(), strict=True)),
+        "single_drafters": dict(zip(names, lengths.tolist(), strict=True)),
         "regret": {
             "token": sum(_final(query.regret(Token())) for query in queries),
             "length": sum(_final(query.regret(Length(draft_len))) for query in queries),
-        }
-        if speculative
-        else {},
+            "rounds": float(len(rounds) - singles.min(1).sum()),
+        },
     }
 
 

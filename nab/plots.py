@@ -75,6 +75,19 @@ def comparison(lengths: Mapping[str, Mapping[str, float]], path: Path, title: st
     _save(figure, path)
 
 
-def _save(figure: object, path: Path) -> None:
+def check(path: Path) -> None:
+    """Fail now rather than after the run if no picture can be written to ``path``; its folder is made.
+
+    Raises:
+        ValueError: if ``path`` is a folder or ends in no format that matplotlib writes.
+    """
+    from matplotlib.figure import Figure
+
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.is_dir() or path.suffix.removeprefix(".") not in formats:
+        raise ValueError(f"cannot draw into {path}: give a file ending in {', '.join(sorted(formats))}")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _save(figure: object, path: Path) -> None:
     figure.savefig(path, dpi=130)  # type: ignore[attr-defined]

@@ -108,6 +108,13 @@ def test_run_shows_a_table_per_domain(folder):
         assert word in result.stdout
 
 
+def test_plain_decoding_is_a_selector_of_run_too(folder, tmp_path):
+    plot = tmp_path / "plain.png"
+    result = nab(*arguments(folder, "run", "--selector", "plain", "--limit", 1, "--plot", plot))
+    assert result.exit_code == 0, result.output
+    assert "1.00" in result.stdout
+
+
 def test_compare_at_temperature_0_finds_the_same_text_everywhere(folder, tmp_path):
     plot = tmp_path / "compare.png"
     result = nab(*arguments(folder, "compare", "--temperature", 0, "--dtype", "float64", "--plot", plot))
@@ -153,6 +160,8 @@ def test_a_run_repeats_with_its_seed(folder):
             "unknown selector 'best': choose from normal-hedge, hedge, fixed:close.*uniform",
         ),
         (["--selector", "fixed:nobody"], "unknown selector 'fixed:nobody'.*fixed:lookup"),
+        (["--plot", "picture.xyz"], "cannot draw into picture.xyz: give a file ending in .*png"),
+        (["--plot", "."], "cannot draw into"),
         (["--temperature", "-1"], "temperature must be .* at least 0, got -1"),
         (["--top-p", "2"], r"top_p must lie in \(0, 1\], got 2"),
         (["--device", "cuda:9"], "cuda"),

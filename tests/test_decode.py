@@ -75,6 +75,27 @@ def test_the_same_test_rejects_a_broken_verification(name, monkeypatch):
     assert distance(enumerated_law(SELECTORS["uniform"], length=2, draft_len=2), true_law(2)) > 1e-3
 
 
+@pytest.mark.parametrize("drafter", [0, 1])
+def test_expected_rounds_are_those_of_the_drafter_alone_text_by_text(drafter):
+    length, draft_len = 3, 2
+    selector = nab.Constant(np.eye(2)[drafter])
+    rounds_of, probability_of = dict.fromkeys(true_law(length), 0.0), dict.fromkeys(true_law(length), 0.0)
+
+    def run(rng):
+        rounds = nab.decode(TARGET, POOL, selector, [0], draft_len=draft_len, rng=rng)
+        rounds = list(nab.until(rounds, max_new_tokens=length))
+        return tuple(t for r in rounds for t in r.emitted), len(rounds)
+
+    for (word, count), probability in outcomes(run):
+        rounds_of[word] += probability * count
+        probability_of[word] += probability
+    for word, probability in probability_of.items():
+        p = TARGET.score([0, *word[:-1]], 1)
+        _, realised = Evaluation(POOL, nab.Chain(), (0, *word), 1, (p,))()
+        expected = nab.losses.expected_rounds(realised, draft_len)[drafter]
+        assert rounds_of[word] / probability == pytest.approx(expected, abs=1e-12)
+
+
 def test_evaluation_scores_verified_tokens_with_the_chain_rule():
     tokens, start = (0, 2, 1, 0, 2), 2
     p = TARGET.score(tokens[:-1], start)
