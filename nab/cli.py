@@ -18,7 +18,7 @@ from rich.console import Console
 import nab
 from nab import plots
 from nab import prompts as prompt_files
-from nab.console import View, comparison_table, run_table
+from nab.console import View, comparison_table, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy
 from nab.losses import Length, Token
 from nab.prompts import Prompt
@@ -215,14 +215,15 @@ def compare(options: Options) -> None:
         done = experiment.finished()
         if done.prompts:
             title = _title(options, done, "")
-            lengths, results = done.lengths(), {name: done.results(name) for name in done.policies}
+            results = {name: done.results(name) for name in done.policies}
             totals = {name: result["total"] for name, result in results.items()}
-            console.print(comparison_table(lengths, totals, title))
+            console.print(comparison_table(totals, title))
+            console.print(same_text_table(totals))
             same_text = _same_text(done, console) if options.temperature == 0 else None
             if options.as_json:
                 print(json.dumps({"policies": results, "same_text": same_text}, ensure_ascii=False))
             if options.plot:
-                plots.comparison(lengths, options.plot, title)
+                plots.comparison(totals, options.plot, title)
 
 
 def _prepare(options: Options, policies: Callable[[list[str]], list[str]]) -> tuple[Experiment, Console]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nab.decode import Round
-from nab.experiment import FIXED
+from nab.experiment import FIXED, PLAIN
 from nab.measure import Query, metrics
 
 COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red", "bright_black", "bright_cyan"]
@@ -98,35 +99,53 @@ def run_table(domains: Mapping[str, Sequence[Query]], title: str) -> Table:
     return table
 
 
-def comparison_table(
-    lengths: Mapping[str, Mapping[str, float]], totals: Mapping[str, Mapping[str, Any]], title: str
-) -> Table:
+def comparison_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     """One row per policy: MAT per domain, over all, tokens/s, and extra target forwards per query.
 
     Args:
-        lengths: ``lengths[policy][domain]``, mean acceptance length.
-        totals: per policy: ``mean_acceptance_length``, ``tokens_per_second``, ``stopping_time_regret``.
+        totals: per policy, the total of ``Experiment.results``.
         title: above the table.
     """
     caption = (
         "*: the best single drafter of the domain. extra: target forwards a query beyond those of its best "
         "single drafter."
     )
-    singles = [row for name, row in lengths.items() if name.startswith(FIXED)]
-    domains = list(next(iter(lengths.values())))
-    headings = [*(domain or "-" for domain in domains), "all", "tokens/s", "extra"]
-    table = _table(title, caption, ["MAT of"], headings)
-    for policy, row in lengths.items():
-        total = totals[policy]
-        best = [row in singles and row[d] == max(single[d] for single in singles) for d in domains]
+    domains = list(totals[PLAIN]["domains"])
+    table = _table(title, caption, ["MAT of"], [*(d or "-" for d in domains), "all", "tokens/s", "extra"])
+    lengths = {name: [_mat(total["domains"][d]) for d in domains] for name, total in totals.items()}
+    best = np.max([row for name, row in lengths.items() if name.startswith(FIXED)], axis=0).tolist()
+    for policy, total in totals.items():
+        marks = ["*" if policy.startswith(FIXED) else ""] * len(domains)
+        cells = zip(marks, lengths[policy], best, strict=True)
         table.add_row(
             policy,
-            *(f"{'*' * star}{row[domain]:.2f}" for star, domain in zip(best, domains, strict=True)),
-            f"{total['mean_acceptance_length']:.2f}",
+            *(f"{mark if length == most else ''}{length:.2f}" for mark, length, most in cells),
+            f"{_mat(total):.2f}",
             f"{total['tokens_per_second']:.1f}",
             f"{total['stopping_time_regret']:+.1f}",
         )
     return table
+
+
+def same_text_table(totals: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per selector: its MAT over what the best single drafter would have had on the same texts."""
+    caption = (
+        "Above temperature 0 every policy writes other texts. Here each selector is compared with the best "
+        "single drafter of a domain on the texts that it wrote itself, exactly in expectation."
+    )
+    title = "MAT over the best single drafter's on the same text"
+    domains = list(totals[PLAIN]["domains"])
+    table = _table(title, caption, [""], [domain or "-" for domain in domains])
+    for policy, total in totals.items():
+        if policy != PLAIN and not policy.startswith(FIXED):
+            found = [total["domains"][domain] for domain in domains]
+            ratios = [_mat(each) / max(each["single_drafters"].values()) for each in found]
+            table.add_row(policy, *(f"{ratio:.3f}" for ratio in ratios))
+    return table
+
+
+def _mat(found: Mapping[str, Any]) -> float:
+    return float(found["mean_acceptance_length"])
 
 
 def _table(title: str, caption: str, left: Sequence[str], right: Sequence[str]) -> Table:

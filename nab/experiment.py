@@ -89,9 +89,11 @@ class Experiment:
         return {"domain": query.domain, "text": self.session.text(query.tokens), **metrics([query])}
 
     def results(self, name: str) -> dict[str, Any]:
-        """All queries of a policy and their total, as plain JSON types."""
+        """All queries of a policy and their total, by domain too, as plain JSON types."""
         queries = self.queries[name]
-        total = {**metrics(queries), "stopping_time_regret": self.stopping_time_regret(name)}
+        domains = {domain: metrics(members) for domain, members in self.by_domain(name).items()}
+        regret = self.stopping_time_regret(name)
+        total = {**metrics(queries), "stopping_time_regret": regret, "domains": domains}
         return {"queries": [self.result(query) for query in queries], "total": total}
 
     def stopping_time_regret(self, name: str) -> float | None:
@@ -110,13 +112,6 @@ class Experiment:
         """Queries of a policy by domain."""
         domains = dict.fromkeys(query.domain for query in self.queries[name])
         return {d: [query for query in self.queries[name] if query.domain == d] for d in domains}
-
-    def lengths(self) -> dict[str, dict[str, float]]:
-        """Mean acceptance length by policy and domain."""
-        return {
-            name: {d: metrics(q)["mean_acceptance_length"] for d, q in self.by_domain(name).items()}
-            for name in self.policies
-        }
 
     def divergences(self) -> list[tuple[str, int, Divergence]]:
         """Policy, prompt number and place of every answer that is not the plain one (greedy runs only)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,16 +50,16 @@ def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None
     _save(figure, path)
 
 
-def comparison(lengths: Mapping[str, Mapping[str, float]], path: Path, title: str) -> None:
-    """Bars of the mean acceptance length, ``lengths[policy][domain]``, grouped by domain.
+def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
+    """Bars of the mean acceptance length by domain, from the totals of ``Experiment.results`` by policy.
 
     Single drafters are pale, selectors strong; plain decoding, which has length 1, is the floor.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    policies = [policy for policy in lengths if policy != PLAIN]
-    domains = list(next(iter(lengths.values())))
+    policies = [policy for policy in totals if policy != PLAIN]
+    domains = list(totals[PLAIN]["domains"])
     figure = Figure(figsize=(2.2 * len(domains) + 3, 4.4), layout="constrained")
     axes = figure.subplots()
     width = 0.85 / len(policies)
@@ -66,7 +67,7 @@ def comparison(lengths: Mapping[str, Mapping[str, float]], path: Path, title: st
     for k, policy in enumerate(policies):
         x = np.arange(len(domains)) + (k - (len(policies) - 1) / 2) * width
         colour = next(pale if policy.startswith(FIXED) else strong)
-        heights = [lengths[policy][domain] - 1 for domain in domains]
+        heights = [totals[policy]["domains"][d]["mean_acceptance_length"] - 1 for d in domains]
         axes.bar(x, heights, 0.92 * width, bottom=1, label=policy, color=colour)
     axes.set_xticks(range(len(domains)), [domain or "all prompts" for domain in domains])
     axes.set_ylabel("mean acceptance length\n(tokens per target forward; plain decoding: 1)")
