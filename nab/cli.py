@@ -56,6 +56,8 @@ class Options:
 
     def read_prompts(self) -> list[Prompt]:
         """``--prompt``, else ``--prompts``, else the shipped ones."""
+        if self.prompt and self.prompts:
+            raise ValueError("give --prompt or --prompts, not both")
         if self.prompt:
             found = [Prompt(text) for text in self.prompt]
         else:
@@ -78,7 +80,7 @@ class Options:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device} is not available here; use cpu")
         target = pretrained.load(self.target, dtype=self.dtype, device=device)
-        names = self.drafters.split(",") if self.drafters else pool.default(target)
+        names = pool.split(self.drafters) if self.drafters else pool.default(target)
         return Session(target, names, warper, self.draft_len, self.max_new_tokens)
 
     def policy(self, name: str, drafters: Sequence[str]) -> Policy:
@@ -167,10 +169,10 @@ def _guarded(action: Callable[[], None], debug: bool) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:
         if debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -237,7 +239,8 @@ def _prepare(options: Options, policies: Callable[[list[str]], list[str]]) -> tu
 
 
 def _execute(options: Options, experiment: Experiment, console: Console) -> None:
-    view = View(console, len(experiment.prompts) * len(experiment.policies), experiment.session.text)
+    total = len(experiment.prompts) * len(experiment.policies)
+    view = View(console, total, experiment.session.text, show_text=len(experiment.policies) == 1)
     header = options.header(experiment.session)
     with TraceWriter(options.trace, header) if options.trace else nullcontext() as trace:
         experiment.execute(view.watch, trace)
@@ -248,7 +251,7 @@ def _title(options: Options, experiment: Experiment, selector: str) -> str:
     return (
         f"{selector} on {experiment.session.target.name}".removeprefix(" on ")
         + f", {options.dtype}, temperature {options.temperature:g}, draft length {options.draft_len}, "
-        f"{options.objective} objective, {prompts} prompts"
+        f"{options.objective} objective, {prompts} prompt{'s' * (prompts > 1)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,37 +22,48 @@ COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red", "bright_black", 
 
 
 class View:
-    """Shows a series of queries; a terminal gets text and a progress bar, anything else one line a query.
+    """Shows a series of queries: answers and a line about each; a terminal sees them grow under a bar.
 
     Args:
         console: where to show it.
         total: number of queries.
         to_text: tokens to text.
+        show_text: whether answers are shown, or only a line about each.
     """
 
-    def __init__(self, console: Console, total: int, to_text: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self, console: Console, total: int, to_text: Callable[[Sequence[int]], str], *, show_text: bool
+    ) -> None:
         self.console, self.total, self.done = console, total, 0
-        self._to_text = to_text
+        self._to_text, self._show_text = to_text, show_text
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         )
         self._task = self._progress.add_task("", total=total)
 
     def watch(self, label: str, query: Query, rounds: Iterable[Round]) -> None:
-        """Run ``rounds`` to their end, showing the answer on a terminal; tokens are coloured by drafter."""
+        """Run ``rounds`` to their end or interruption, showing the answer coloured by drafter."""
         self._progress.update(self._task, description=label)
-        if self.console.is_terminal:
-            with Live(console=self.console, transient=True, refresh_per_second=8) as live:
+        live = Live(console=self.console, transient=True, refresh_per_second=8)
+        try:
+            with live if self.console.is_terminal else nullcontext():
                 for _ in rounds:
-                    live.update(Group(self._answer(query), self._progress))
-            self.console.print(self._answer(query))
-        else:
-            for _ in rounds:
-                pass
+                    if self.console.is_terminal:
+                        live.update(Group(*self._tail(query), self._progress))
+        finally:
+            if self._show_text:
+                self.console.print(self._answer(query), soft_wrap=True)
         self.done += 1
         self._progress.advance(self._task)
         line = f"[{self.done}/{self.total}] {label}: {_line(query)}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _tail(self, query: Query) -> list[Text]:
+        """The last lines of the answer so far, as many as the terminal has room for."""
+        if not self._show_text:
+            return []
+        lines = self._answer(query).wrap(self.console, self.console.width)
+        return list(lines[-max(self.console.height - 3, 1) :])
 
     def _answer(self, query: Query) -> Text:
         """The answer so far, each piece in the colour of the drafter of its round."""
@@ -113,7 +125,9 @@ def comparison_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Tab
     domains = list(totals[PLAIN]["domains"])
     table = _table(title, caption, ["MAT of"], [*(d or "-" for d in domains), "all", "tokens/s", "extra"])
     lengths = {name: [_mat(total["domains"][d]) for d in domains] for name, total in totals.items()}
-    best = np.max([row for name, row in lengths.items() if name.startswith(FIXED)], axis=0).tolist()
+    best = np.max(
+        [row for name, row in lengths.items() if name.startswith(FIXED)], axis=0, initial=0
+    ).tolist()
     for policy, total in totals.items():
         marks = ["*" if policy.startswith(FIXED) else ""] * len(domains)
         cells = zip(marks, lengths[policy], best, strict=True)
@@ -122,7 +136,7 @@ def comparison_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Tab
             *(f"{mark if length == most else ''}{length:.2f}" for mark, length, most in cells),
             f"{_mat(total):.2f}",
             f"{total['tokens_per_second']:.1f}",
-            f"{total['stopping_time_regret']:+.1f}",
+            "-" if total["stopping_time_regret"] is None else f"{total['stopping_time_regret']:+.1f}",
         )
     return table
 

@@ -122,10 +122,15 @@ def decode(
         One ``Round`` per target forward.
 
     Raises:
-        ValueError: if ``draft_len`` is negative, or naming a drafter whose laws are none.
+        ValueError: if ``draft_len`` is negative, the selector is over another number of drafters, or a law is
+            none, naming whose it is.
     """
     if draft_len < 0:
         raise ValueError(f"draft_len must be at least 0, got {draft_len}")
+    if draft_len and len(selector.probs) != len(drafters):
+        raise ValueError(
+            f"the selector chooses among {len(selector.probs)} drafters, the pool has {len(drafters)}"
+        )
     rng = np.random.default_rng(rng)
     tokens = list(prompt)
     while True:
@@ -139,7 +144,10 @@ def decode(
         clock.append(perf_counter())
 
         p = target.score([*tokens, *draft.tokens], start)
-        accepted, next_token = verify(p, draft, uniforms[draft_len:])
+        try:
+            accepted, next_token = verify(p, draft, uniforms[draft_len:])
+        except ValueError as error:
+            raise ValueError(f"target: {error}") from error
         emitted = (*draft.tokens[:accepted], next_token)
         tokens.extend(emitted)
         clock.append(perf_counter())

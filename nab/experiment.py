@@ -66,22 +66,25 @@ class Experiment:
                 self.queries[name].append(query)
                 rounds = self.session.decode(query, ids, policy(choosing), decoding)
                 where = {"query": number, "policy": name}
-                watch(
-                    f"{prompt.domain} {name}".strip(), query, trace.keep(rounds, where) if trace else rounds
-                )
-                if trace:
-                    scores = dict(zip(("gamma", "realised"), query.unasked_scores(), strict=False))
-                    trace.write("query", {**where, **self.result(query), **scores})
+                label = f"{prompt.domain} {name}".strip()
+                try:
+                    watch(label, query, trace.keep(rounds, where) if trace else rounds)
+                finally:  # an interrupted answer is measured and recorded as far as it goes
+                    rounds.close()
+                    if trace:
+                        scores = dict(zip(("gamma", "realised"), query.unasked_scores(), strict=False))
+                        trace.write("query", {**where, **self.result(query), **scores})
 
     def finished(self) -> Experiment:
-        """The part of the experiment whose prompts every policy has answered."""
-        whole = 0
-        for row in zip(*self.queries.values(), strict=False):
-            if not all(query.finished for query in row):
-                break
-            whole += 1
-        part = Experiment(self.session, self.prompts[:whole], self.policies, self.seed)
-        part.queries = {name: queries[:whole] for name, queries in self.queries.items()}
+        """The part that can be compared: the prompts that every policy has answered.
+
+        If not even the first prompt was answered by all, that prompt under the policies that did.
+        """
+        answered = {name: sum(query.finished for query in queries) for name, queries in self.queries.items()}
+        whole = min(answered.values()) or min(1, max(answered.values()))
+        policies = {name: self.policies[name] for name in self.policies if answered[name] >= whole}
+        part = Experiment(self.session, self.prompts[:whole], policies, self.seed)
+        part.queries = {name: self.queries[name][:whole] for name in policies}
         return part
 
     def result(self, query: Query) -> dict[str, Any]:

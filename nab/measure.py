@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,14 @@ class Audit:
     def observe(self, emitted: int, evaluate: Any) -> tuple[Floats, Floats] | None:
         """Pass the round on; remember its scores, or that they are still to be had."""
         scores = self._selector.observe(emitted, evaluate)
-        if scores is not None:
-            self.asked = True
-            self._scores.append(scores)
-        else:
+        if scores is None:
             self._pending = self._pending + evaluate if self._pending else evaluate
+            return None
+        self.asked = True
+        if len(scores[0]) > emitted:
+            self._pending = None  # the selector waited, and has now asked for everything since
+        self.settle()
+        self._scores.append(scores)
         return scores
 
     def settle(self, at_least: int = 1) -> None:
@@ -93,7 +96,7 @@ class Query:
         max_new_tokens: int,
         stop_tokens: Iterable[int] = (),
         rng: Any = None,
-    ) -> Iterator[Round]:
+    ) -> Generator[Round]:
         """Decode, keep every round and hand it on; see ``decode`` and ``until`` for the arguments."""
         audited: Chooses = selector
         if self.draft_len:

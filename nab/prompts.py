@@ -26,12 +26,17 @@ def read(path: Path) -> list[Prompt]:
         ValueError: naming the first line that is no such object, or if there is none.
     """
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
             prompt = Prompt(record["prompt"], record.get("domain", ""))
+            "".join(prompt).encode()  # half a surrogate pair is no text
         except (ValueError, KeyError, TypeError, AttributeError):
             prompt = None
         if not prompt or not all(isinstance(field, str) for field in prompt):

@@ -39,8 +39,13 @@ def sample(law: Law, u: Any) -> int:
     Args:
         law: ``(vocab,)`` non-negative masses, not all 0; they need not sum to 1.
         u: uniform in [0, 1).
+
+    Raises:
+        ValueError: if the total mass is 0, NaN or infinite.
     """
     cdf = law.cumsum(-1)
+    if not 0 < cdf[-1] < inf:
+        raise ValueError(f"cannot draw from a law of total mass {float(cdf[-1])}")
     return int(((cdf <= u * cdf[-1]) & (cdf < cdf[-1])).sum())
 
 

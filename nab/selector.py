@@ -113,10 +113,17 @@ class Selector:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from ``state_dict()`` of a selector made with the same learner, ``n`` and objective."""
+        """Go on from ``state_dict()`` of a selector made with the same learner, ``n`` and objective.
+
+        Raises:
+            ValueError: on another ``n``.
+        """
+        n = self._pending.shape[2]
+        if len(saved["probs"]) != n:
+            raise ValueError(f"saved state is over {len(saved['probs'])} drafters, this selector over {n}")
         fields = {k: np.array(v) if isinstance(v, list) else v for k, v in saved["learner"].items()}
         self.state = type(self.state)(**fields)
-        self._pending = np.array(saved["pending"]).reshape(3, -1, self._pending.shape[2])
+        self._pending = np.array(saved["pending"]).reshape(3, -1, n)
         self.choice = saved["choice"]
         self.probs = np.array(saved["probs"])
         self._rng.bit_generator.state = saved["rng"]

@@ -14,6 +14,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 
+from nab import prompts
 from nab.backends.session import Divergence
 from nab.cli import main
 
@@ -43,6 +44,8 @@ def arguments(folder, command, *more, drafters="close,lookup,early-exit"):
         "--max-new-tokens": 24,
         "--threads": 1,
     }
+    if "--prompt" in more:
+        del options["--prompts"]
     return [command, *(str(word) for pair in options.items() for word in pair), *map(str, more)]
 
 
@@ -160,6 +163,9 @@ def test_a_run_repeats_with_its_seed(folder):
             "unknown selector 'best': choose from normal-hedge, hedge, fixed:close.*uniform",
         ),
         (["--selector", "fixed:nobody"], "unknown selector 'fixed:nobody'.*fixed:lookup"),
+        (["--prompt", "a", "--prompts", "b"], "give --prompt or --prompts, not both"),
+        (["--drafters", "lookup,"], "a drafter without a name in 'lookup,'"),
+        (["--plot", "picture"], "cannot draw into picture: give a file ending in .*png"),
         (["--plot", "picture.xyz"], "cannot draw into picture.xyz: give a file ending in .*png"),
         (["--plot", "."], "cannot draw into"),
         (["--temperature", "-1"], "temperature must be .* at least 0, got -1"),
@@ -175,13 +181,37 @@ def test_errors_are_one_line_and_a_non_zero_exit(folder, more, message):
     assert re.search(message, result.stderr)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"text": "a"}', '{"prompt": 3}', '"a"'])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"text": "a"}', '{"prompt": 3}', '"a"', '{"prompt": "\\ud800"}']
+)
 def test_a_bad_prompt_file_is_named_with_its_line(folder, tmp_path, line):
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "good"}\n\n' + line + "\n")
     result = nab(*arguments(folder, "run", "--prompts", file))
     assert result.exit_code == 1
     assert "line 3: expected" in result.stderr
+
+
+def test_prompt_files_with_a_mark_and_line_separators_inside_strings_are_read(folder, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "one\u2028two"}\r\n', encoding="utf-8-sig")
+    assert prompts.read(file) == [prompts.Prompt("one\u2028two")]
+    file.write_bytes(b"\xff\xfe")
+    assert "p.jsonl is not UTF-8" in nab(*arguments(folder, "run", "--prompts", file)).stderr
+
+
+def test_damaged_weights_are_one_line(folder, tmp_path):
+    damaged = tiny.save(tmp_path / "damaged", tiny.llama())
+    (damaged / "model.safetensors").write_bytes(b"garbage")
+    result = nab(*arguments(folder, "run", "--target", damaged))
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+
+
+def test_answers_are_printed_where_there_is_no_terminal(folder):
+    stdout = nab(*arguments(folder, "run", "--limit", 1, "--max-new-tokens", 4)).stdout
+    found = json.loads(nab(*arguments(folder, "run", "--limit", 1, "--max-new-tokens", 4, "--json")).stdout)
+    assert all(query["text"].split("\n")[0] in stdout for query in found["queries"])
 
 
 def test_a_drafter_that_returns_nan_is_named_and_nothing_is_lost(folder, tmp_path):
@@ -201,9 +231,9 @@ def test_debug_shows_the_traceback(folder):
 def test_ctrl_c_keeps_the_table_and_the_trace(folder, tmp_path, command):
     trace = tmp_path / "t.jsonl"
     more = ["--trace", trace, "--max-new-tokens", 60 if command == "compare" else 900, "--temperature", 1]
-    prompts = tmp_path / "p.jsonl"
-    prompts.write_text('{"prompt": "a", "domain": "red"}\n' * 500)
-    command = [sys.executable, "-m", "nab", *arguments(folder, command, *more, "--prompts", prompts)]
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a", "domain": "red"}\n' * 500)
+    command = [sys.executable, "-m", "nab", *arguments(folder, command, *more, "--prompts", file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and (not trace.exists() or trace.read_text().count("\n") < 500):
             time.sleep(0.05)

@@ -161,6 +161,19 @@ def test_a_law_that_is_nan_is_an_error_that_names_it():
         list(nab.until(nab.decode(TARGET, [LOOKUP, broken], selector, [0], draft_len=2), max_new_tokens=9))
 
 
+def test_a_target_that_is_nan_is_named():
+    broken = Markov(np.full((3, 3), 1 / 3))
+    broken.table[:] = np.nan
+    for draft_len in (0, 2):
+        with pytest.raises(ValueError, match=r"target: .*nan"):
+            next(nab.decode(broken, POOL, nab.Constant([0.5, 0.5]), [0], draft_len=draft_len))
+
+
+def test_a_pool_of_another_size_than_the_selectors_is_named():
+    with pytest.raises(ValueError, match="chooses among 3 drafters, the pool has 2"):
+        next(nab.decode(TARGET, POOL, nab.Constant([0.5, 0.5, 0]), [0], draft_len=2))
+
+
 @pytest.mark.parametrize(("arguments", "message"), [({"draft_len": -1}, r"draft_len.*-1")])
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):

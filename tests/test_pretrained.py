@@ -127,6 +127,9 @@ def test_the_pool_takes_folders_and_refuses_other_vocabularies(tmp_path):
     same = tiny.save(tmp_path / "same", tiny.llama(1, num_hidden_layers=1))
     other = tiny.save(tmp_path / "other", tiny.llama(1), tiny.tokenizer(missing=3))
     assert pool.default(target) == ["lookup", "early-exit"]
+    padded = tiny.save(tmp_path / "padded", tiny.llama(1, vocab_size=300))
+    shallow = pretrained.load(tiny.save(tmp_path / "shallow", tiny.llama(num_hidden_layers=2)))
+    assert pool.default(shallow) == ["lookup"]
     built = pool.build(["lookup", str(same)], target, Warper())
     assert list(built) == ["lookup", "same"]
     assert built["same"].score([1, 2], 1).shape == (2, tiny.VOCAB)
@@ -136,6 +139,7 @@ def test_the_pool_takes_folders_and_refuses_other_vocabularies(tmp_path):
         (["lockup"], "unknown drafter 'lockup': choose from lookup, early-exit, german"),
         (["lookup", "lookup"], "lookup is named twice"),
         ([], "at least one drafter"),
+        ([str(padded)], "padded has 300 logits, the target target 257"),
     ]:
         with pytest.raises(ValueError, match=message):
             pool.build(names, target, Warper())

@@ -67,6 +67,12 @@ def test_a_restored_selector_continues_bit_for_bit(learner, objective):
     assert second.state_dict() == first.state_dict()
 
 
+def test_a_state_over_another_number_of_drafters_is_refused():
+    saved = nab.Selector(nab.NormalHedge(), 5).state_dict()
+    with pytest.raises(ValueError, match="over 5 drafters, this selector over 3"):
+        nab.Selector(nab.NormalHedge(), 3).load_state_dict(saved)
+
+
 def test_argmax_plays_the_mode_and_sample_plays_the_law():
     gamma = np.array([[0.2, 0.6, 0.4]])
     mode = nab.Selector(nab.Hedge(rate=0.1), 3, pick=argmax, rng=0)

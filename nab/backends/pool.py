@@ -26,7 +26,20 @@ def shipped() -> dict[str, Path]:
 def default(target: Pretrained) -> list[str]:
     """Names of every drafter that fits ``target`` without further files."""
     fitting = [name for name, file in shipped().items() if _metadata(file)["vocabulary"] == target.vocabulary]
-    return ["lookup", "early-exit", *fitting]
+    deep = target.model.config.get_text_config().num_hidden_layers > EARLY_EXIT_LAYERS
+    return ["lookup", *["early-exit"] * deep, *fitting]
+
+
+def split(names: str) -> list[str]:
+    """Names separated by commas.
+
+    Raises:
+        ValueError: if one is empty.
+    """
+    found = [name.strip() for name in names.split(",")]
+    if not all(found):
+        raise ValueError(f"a drafter without a name in {names!r}")
+    return found
 
 
 def build(names: Sequence[str], target: Pretrained, warper: Warper) -> dict[str, LanguageModel]:
@@ -63,9 +76,13 @@ def _build(name: str, target: Pretrained, warper: Warper) -> LanguageModel:
     if name in shipped():
         _same_vocabulary(name, _metadata(shipped()[name])["vocabulary"], target)
         return Lifted(read_ngram(shipped()[name]), warper, model.device, law_dtype, name)
-    if Path(name).is_dir():
-        drafter = load(Path(name), dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        drafter = load(folder, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
         _same_vocabulary(name, drafter.vocabulary, target)
+        size = drafter.model.config.get_text_config().vocab_size
+        if size != vocab_size:
+            raise ValueError(f"drafter {name} has {size} logits, the target {target.name} {vocab_size}")
         return CausalLM(drafter.model, warper, name=name)
     known = ", ".join(["lookup", "early-exit", *shipped()])
     raise ValueError(f"unknown drafter {name!r}: choose from {known}, or give a transformers folder")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -74,26 +74,29 @@ class Session:
         """Token ids of a prompt.
 
         Raises:
-            ValueError: if it is empty, or its answer would not fit the target's context.
+            ValueError: if it is empty, or its answer would not fit the context of the target or a drafter.
         """
         ids = self.target.encode(prompt)
-        needed, context = len(ids) + self.max_new_tokens + self.draft_len, self.model.context
-        if context is not None and needed > context:
-            raise ValueError(
-                f"{len(ids)} prompt tokens, {self.max_new_tokens} new and {self.draft_len} drafted ones make "
-                f"{needed}, more than the context of {self.target.name}, {context}"
-            )
+        needed = len(ids) + self.max_new_tokens + self.draft_len
+        for model in self._models():
+            if model.context is not None and needed > model.context:
+                raise ValueError(
+                    f"{len(ids)} prompt tokens, {self.max_new_tokens} new and {self.draft_len} drafted "
+                    f"ones make {needed}, more than the context of {model.name}, {model.context}"
+                )
         return ids
+
+    def _models(self) -> list[CausalLM]:
+        return [model for model in (self.model, *self.drafters.values()) if isinstance(model, CausalLM)]
 
     def query(self, *, plain: bool = False, domain: str = "") -> Query:
         """An empty query over this pool; ``plain`` decodes without drafts."""
         return Query(self.names, 0 if plain else self.draft_len, domain)
 
-    def decode(self, query: Query, prompt: Sequence[int], selector: Chooses, rng: Any) -> Iterator[Round]:
+    def decode(self, query: Query, prompt: Sequence[int], selector: Chooses, rng: Any) -> Generator[Round]:
         """Fill ``query`` with the answer to ``prompt``, round by round."""
-        for model in (self.model, *self.drafters.values()):
-            if isinstance(model, CausalLM):
-                model.reset()
+        for model in self._models():
+            model.reset()
         return query.run(
             self.model,
             list(self.drafters.values()),

@@ -47,7 +47,7 @@ class Warper:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1)
-        logits = logits / self.temperature
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             threshold = logits.topk(self.top_k, -1).values[..., -1:]
             logits = logits.masked_fill(logits < threshold, -torch.inf)

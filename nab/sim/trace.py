@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -57,7 +58,7 @@ class TraceWriter:
 def environment() -> dict[str, Any]:
     """What a reader of a measurement wants to know about the machine and the command."""
     return {
-        "command": " ".join(["nab", *sys.argv[1:]]),
+        "command": shlex.join(["nab", *sys.argv[1:]]),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": platform.machine(),

@@ -1,0 +1,78 @@
+"""Audits score every position once, whoever asks and whenever; interrupted answers are measured too."""
+
+import numpy as np
+import pytest
+from test_decode import POOL, TARGET
+
+import nab
+from nab.decode import Evaluation
+from nab.losses import expected_rounds
+from nab.measure import Audit, Query, metrics
+
+
+class Lazy:
+    """Asks every third round, for all rounds since; or, forgetful, for that round alone."""
+
+    choice, probs = 0, np.array([1.0, 0.0])
+
+    def __init__(self, *, forgetful):
+        self.forgetful, self.rounds, self.pending = forgetful, 0, None
+
+    def observe(self, emitted, evaluate):
+        self.rounds += 1
+        joined = evaluate if self.pending is None or self.forgetful else self.pending + evaluate
+        self.pending = joined
+        if self.rounds % 3:
+            return None
+        self.pending = None
+        return joined()
+
+
+SELECTORS = {
+    "asks every round": lambda: nab.Selector(nab.NormalHedge(), 2, rng=0),
+    "never asks": lambda: nab.Constant([0.5, 0.5], rng=0),
+    "asks late": lambda: Lazy(forgetful=False),
+    "asks sometimes": lambda: Lazy(forgetful=True),
+}
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_position_is_scored_once_in_order(name):
+    query = Query(["a", "b"], draft_len=3)
+    list(query.run(TARGET, POOL, SELECTORS[name](), [0], max_new_tokens=100, rng=4))
+    tokens = (0, *query.tokens)
+    p = TARGET.score(tokens[:-1], 1)
+    expected = Evaluation(POOL, nab.Chain(), tokens, 1, (p,))()
+    for found, right in zip(query.scores(), expected, strict=True):
+        np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize("name", ["asks every round", "never asks"])
+def test_an_interrupted_answer_is_measured_as_far_as_it_goes(name):
+    query = Query(["a", "b"], draft_len=3)
+    rounds = query.run(TARGET, POOL, SELECTORS[name](), [0], max_new_tokens=100, rng=4)
+    for _ in range(7):
+        next(rounds)
+    rounds.close()
+    assert not query.finished
+    assert len(query.scores()[0]) == len(query.tokens)
+    found = metrics([query])
+    singles = expected_rounds(query.scores()[1], 3)
+    assert found["num_spec_steps"] == 7
+    assert found["regret"]["rounds"] == pytest.approx(7 - singles.min())
+    assert found["single_drafters"]["a"] == pytest.approx(len(query.tokens) / singles[0])
+
+
+def test_plain_decoding_has_length_one_and_no_regret():
+    query = Query(["a", "b"], draft_len=0)
+    list(query.run(TARGET, POOL, nab.Constant([0.5, 0.5]), [0], max_new_tokens=20, rng=0))
+    found = metrics([query])
+    assert found["mean_acceptance_length"] == 1
+    assert found["draft_acceptance_rate"] is None
+    assert found["regret"] == found["choice_share"] == {}
+
+
+def test_an_audit_passes_the_choice_on():
+    audit = Audit(nab.Constant([0.0, 1.0]))
+    assert audit.choice == 1
+    np.testing.assert_array_equal(audit.probs, [0.0, 1.0])
