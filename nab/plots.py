@@ -68,7 +68,7 @@ def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) 
         x = np.arange(len(domains)) + (k - (len(policies) - 1) / 2) * width
         colour = next(pale if policy.startswith(FIXED) else strong)
         heights = [totals[policy]["domains"][d]["mean_acceptance_length"] - 1 for d in domains]
-        axes.bar(x, heights, 0.92 * width, bottom=1, label=policy, color=colour)
+        axes.bar(x, heights, 0.92 * width, bottom=1, label=policy, color=colour, edgecolor="0.5", lw=0.5)
     axes.set_xticks(range(len(domains)), [domain or "all prompts" for domain in domains])
     axes.set_ylabel("mean acceptance length\n(tokens per target forward; plain decoding: 1)")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -227,14 +227,24 @@ def test_debug_shows_the_traceback(folder):
     assert isinstance(result.exception, ValueError)
 
 
+@pytest.fixture
+def ctrl_c_is_heard():
+    """Background jobs of a shell are born deaf to it, and so would be their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_ctrl_c_keeps_the_table_and_the_trace(folder, tmp_path, command):
     trace = tmp_path / "t.jsonl"
     more = ["--trace", trace, "--max-new-tokens", 60 if command == "compare" else 900, "--temperature", 1]
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "a", "domain": "red"}\n' * 500)
     command = [sys.executable, "-m", "nab", *arguments(folder, command, *more, "--prompts", file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
         while process.poll() is None and (not trace.exists() or trace.read_text().count("\n") < 500):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
