@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from nab import prompts
 from nab.backends.session import Divergence
 from nab.cli import main
+from nab.console import View
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +255,28 @@ def test_ctrl_c_keeps_the_table_and_the_trace(folder, tmp_path, command):
     assert "red" in out
     assert "MAT" in out
     assert all(json.loads(line) for line in trace.read_text().splitlines())
+
+
+@pytest.mark.parametrize(("calls", "answered"), [(3, ["plain", "fixed:close"]), (9, None), (1, [])])
+def test_an_interrupted_comparison_shows_what_can_be_compared(folder, monkeypatch, calls, answered):
+    """Interrupted in the n-th answer: the prompts all policies answered, or those who answered the first."""
+    watch, count = View.watch, iter(range(1, 100))
+
+    def interrupted(view, label, query, rounds):
+        if next(count) == calls:
+            next(rounds)
+            raise KeyboardInterrupt
+        watch(view, label, query, rounds)
+
+    monkeypatch.setattr(View, "watch", interrupted)
+    result = nab(*arguments(folder, "compare", "--json", "--temperature", 0))
+    assert result.exit_code == 130
+    if answered == []:
+        assert result.stdout == ""
+        return
+    found = json.loads(result.stdout)["policies"]
+    assert answered is None or list(found) == answered
+    assert all(len(policy["queries"]) == 1 for policy in found.values())
 
 
 def test_without_a_network_and_a_cache_one_line_says_so(tmp_path):
