@@ -95,7 +95,7 @@ def run_table(domains: Mapping[str, Sequence[Query]], title: str) -> Table:
     )
     headings = ["MAT", "single", "accept", "tokens/s", "select", "regret"]
     table = _table(title, caption, ["domain"], headings)
-    table.add_column("rounds by drafter", min_width=20)
+    table.add_column("rounds by drafter", min_width=16)
     for domain, queries in domains.items():
         found = metrics(queries)
         table.add_row(
@@ -164,7 +164,13 @@ def _mat(found: Mapping[str, Any]) -> float:
 
 def _table(title: str, caption: str, left: Sequence[str], right: Sequence[str]) -> Table:
     table = Table(
-        title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
     for heading in left:
         table.add_column(heading, no_wrap=True)
