@@ -125,9 +125,8 @@ def comparison_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Tab
     domains = list(totals[PLAIN]["domains"])
     table = _table(title, caption, ["MAT of"], [*(d or "-" for d in domains), "all", "tokens/s", "extra"])
     lengths = {name: [_mat(total["domains"][d]) for d in domains] for name, total in totals.items()}
-    best = np.max(
-        [row for name, row in lengths.items() if name.startswith(FIXED)], axis=0, initial=0
-    ).tolist()
+    singles = [row for name, row in lengths.items() if name.startswith(FIXED)]
+    best = np.reshape(singles, (-1, len(domains))).max(0, initial=0).tolist()
     for policy, total in totals.items():
         marks = ["*" if policy.startswith(FIXED) else ""] * len(domains)
         cells = zip(marks, lengths[policy], best, strict=True)

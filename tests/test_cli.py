@@ -257,7 +257,9 @@ def test_ctrl_c_keeps_the_table_and_the_trace(folder, tmp_path, command):
     assert all(json.loads(line) for line in trace.read_text().splitlines())
 
 
-@pytest.mark.parametrize(("calls", "answered"), [(3, ["plain", "fixed:close"]), (9, None), (1, [])])
+@pytest.mark.parametrize(
+    ("calls", "answered"), [(3, ["plain", "fixed:close"]), (9, None), (2, ["plain"]), (1, [])]
+)
 def test_an_interrupted_comparison_shows_what_can_be_compared(folder, monkeypatch, calls, answered):
     """Interrupted in the n-th answer: the prompts all policies answered, or those who answered the first."""
     watch, count = View.watch, iter(range(1, 100))

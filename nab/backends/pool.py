@@ -67,10 +67,9 @@ def build(names: Sequence[str], target: Pretrained, warper: Warper) -> dict[str,
 
 def _build(name: str, target: Pretrained, warper: Warper) -> LanguageModel:
     model = target.model
-    vocab_size = model.config.get_text_config().vocab_size
     law_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     if name == "lookup":
-        return Lifted(Lookup(vocab_size), warper, model.device, law_dtype, name)
+        return Lifted(Lookup(target.vocab_size), warper, model.device, law_dtype, name)
     if name == "early-exit":
         return CausalLM(early_exit(model, EARLY_EXIT_LAYERS), warper, name=name)
     if name in shipped():
@@ -80,9 +79,9 @@ def _build(name: str, target: Pretrained, warper: Warper) -> LanguageModel:
     if folder.is_dir():
         drafter = load(folder, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
         _same_vocabulary(name, drafter.vocabulary, target)
-        size = drafter.model.config.get_text_config().vocab_size
-        if size != vocab_size:
-            raise ValueError(f"drafter {name} has {size} logits, the target {target.name} {vocab_size}")
+        if drafter.vocab_size != target.vocab_size:
+            sizes = f"{drafter.vocab_size} logits, the target {target.name} {target.vocab_size}"
+            raise ValueError(f"drafter {name} has {sizes}")
         return CausalLM(drafter.model, warper, name=name)
     known = ", ".join(["lookup", "early-exit", *shipped()])
     raise ValueError(f"unknown drafter {name!r}: choose from {known}, or give a transformers folder")

@@ -47,6 +47,11 @@ class Pretrained:
     tokenizer: Any
 
     @property
+    def vocab_size(self) -> int:
+        """Logits per position; may exceed the tokenizer's table by padding."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
     def stop_tokens(self) -> frozenset[int]:
         """Ids that end an answer."""
         configured = self.model.generation_config.eos_token_id

@@ -88,16 +88,14 @@ class CausalLM:
         self.model.train(False)
         self.warper = warper or Warper()
         self.name = name
-        self.vocab_size: int = model.config.get_text_config().vocab_size
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         self.reset()
 
     def reset(self) -> None:
         """Forget all cached tokens."""
         self._tokens: list[int] = []
-        self._cache = (
-            DynamicCache()
-        )  # full layers: sliding windows are kept by the mask, so all can be cropped
+        # Full layers: sliding windows are kept by the mask, so every layer can be cropped.
+        self._cache = DynamicCache()
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int], start: int) -> Tensor:
