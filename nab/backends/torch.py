@@ -6,7 +6,7 @@ The engine knows nothing about text: token ids in, laws out. Each model owns a K
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,13 +89,35 @@ class CausalLM:
         self.warper = warper or Warper()
         self.name = name
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self._kept: dict[int, Tensor] = {}
         self.reset()
+
+    def keep(self, layers: Iterable[int]) -> None:
+        """From now on, keep the hidden states of these layers for ``hidden``.
+
+        Raises:
+            ValueError: if a layer is outside [0, number of layers].
+        """
+        last = self.model.config.get_text_config().num_hidden_layers
+        for layer in layers:
+            if not 0 <= layer <= last:
+                raise ValueError(f"{self.name} has the hidden states 0 to {last}, not {layer}")
+            self._kept[layer] = torch.empty(0)
+        self.reset()
+
+    def hidden(self, tokens: Sequence[int], layers: Sequence[int]) -> Tensor:
+        """Kept states of the longest prefix of ``tokens`` that was read, ``(read, len(layers), width)``."""
+        read = common_prefix(self._tokens, tokens)
+        return torch.stack([self._kept[layer][:read] for layer in layers], 1)
 
     def reset(self) -> None:
         """Forget all cached tokens."""
         self._tokens: list[int] = []
         # Full layers: sliding windows are kept by the mask, so every layer can be cropped.
         self._cache = DynamicCache()
+        for layer in self._kept:
+            width = self.model.config.get_text_config().hidden_size
+            self._kept[layer] = torch.empty(0, width, device=self.model.device, dtype=self.model.dtype)
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int], start: int) -> Tensor:
@@ -109,7 +131,7 @@ class CausalLM:
             raise ValueError(f"start must lie in [1, {len(tokens)}], got {start}")
         if self.context is not None and len(tokens) > self.context:
             raise ValueError(f"{len(tokens)} tokens do not fit the context of {self.name}: {self.context}")
-        keep = min(_common_prefix(self._tokens, tokens), start - 1)
+        keep = min(common_prefix(self._tokens, tokens), start - 1)
         fed, rows = tokens[keep:], len(tokens) - start + 1
         try:
             if keep < len(self._tokens):
@@ -119,7 +141,10 @@ class CausalLM:
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=rows,
+                output_hidden_states=bool(self._kept),
             )
+            for layer, states in self._kept.items():
+                self._kept[layer] = torch.cat([states[:keep], output.hidden_states[layer][0]])
             self._tokens = list(tokens)
         except BaseException:  # an interrupted forward leaves the layers of the cache at different lengths
             self.reset()
@@ -192,7 +217,8 @@ def early_exit(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     return shallow
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences share."""
     n = min(len(a), len(b))
     if list(a[:n]) == list(b[:n]):
         return n

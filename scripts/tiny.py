@@ -1,0 +1,151 @@
+"""Train the tiny target from scratch: a tokenizer and a small Llama that writes all domains.
+
+    python scripts/corpora.py out/corpora
+    python scripts/tiny.py out/corpora out/tiny-target
+
+Needs about 40 minutes on two quiet cores; may be killed and started again at any moment. The folder is an
+ordinary transformers folder afterwards. German is left out: the tiny set has seven domains.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from nab.backends.training import Recipe, Windows, fit
+
+END = "<end>"
+
+
+def texts(folder: Path) -> list[str]:
+    """The documents of a folder, in the order of their names."""
+    return [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.txt"))]
+
+
+def make_tokenizer(corpora: dict[str, list[str]], vocab_size: int, sample: int = 2_000_000) -> Tokenizer:
+    """Byte-level BPE of `vocab_size` entries, `sample` characters of each domain counting alike."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+
+    def sampled():
+        for documents in corpora.values():
+            left = sample
+            for text in documents:
+                yield text[:left]
+                left -= len(text)
+                if left <= 0:
+                    break
+
+    tokenizer.train_from_iterator(sampled(), trainer)
+    return tokenizer
+
+
+def make_target(vocab_size: int, end: int, seed: int) -> LlamaForCausalLM:
+    """Eight layers of width 256, 6.8 million parameters."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def bits_per_byte(model: LlamaForCausalLM, windows: Windows, bytes_per_token: float, count: int = 64) -> float:
+    """Mean over `count` windows of held-out text."""
+    ids = torch.tensor(np.stack([windows[k] for k in windows.draw(0, min(count, len(windows)))]))
+    with torch.inference_mode():
+        nats = float(model(input_ids=ids, labels=ids).loss)
+    return nats / np.log(2) / bytes_per_token
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("corpora", type=Path, help="folder with one folder per domain")
+    parser.add_argument("out", type=Path, help="the transformers folder to write")
+    parser.add_argument("--leave-out", action="append", default=["german"], metavar="DOMAIN")
+    parser.add_argument("--tokens", type=int, default=6_000_000)
+    parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=28, help="windows a step")
+    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--vocab-size", type=int, default=2048)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    domains = sorted(path.parent.name for path in options.corpora.glob("*/train"))
+    domains = [domain for domain in domains if domain not in options.leave_out]
+    if not domains:
+        raise SystemExit(f"no domains in {options.corpora}: run scripts/corpora.py first")
+    train = {domain: texts(options.corpora / domain / "train") for domain in domains}
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "tokenizer.raw.json"
+    if not file.exists():
+        make_tokenizer(train, options.vocab_size).save(str(file))
+    tokenizer = Tokenizer.from_file(str(file))
+    end = tokenizer.token_to_id(END)
+
+    def windows(documents: list[str]) -> Windows:
+        encoded = tokenizer.encode_batch_fast(documents)
+        joined = np.concatenate([np.array([*e.ids, end], dtype=np.int64) for e in encoded])
+        return Windows(joined, options.window, options.seed)
+
+    data = {domain: windows(documents) for domain, documents in train.items()}
+    model = make_target(tokenizer.get_vocab_size(), end, options.seed).to(options.device)
+    share = options.batch // len(domains)
+    steps = options.tokens // (share * len(domains) * options.window)
+
+    def loss(step: int) -> torch.Tensor:
+        rows = [w[k] for w in data.values() for k in w.draw(step * share, share)]
+        ids = torch.tensor(np.stack(rows), device=options.device)
+        return model(input_ids=ids, labels=ids).loss
+
+    columns = [TextColumn("target"), BarColumn(), TextColumn("{task.completed}/{task.total} loss {task.fields[loss]:.3f}"), TimeRemainingColumn()]  # fmt: skip
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=steps, loss=0.0)
+        fit(model, loss, steps, options.out / "training", Recipe(rate=options.rate),
+            lambda step, value: bar.update(task, completed=step, loss=value))  # fmt: skip
+
+    model = model.float().cpu()
+    model.generation_config.eos_token_id = end
+    model.save_pretrained(options.out)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(options.out)
+    report = {}
+    for domain in domains:
+        heldout = texts(options.corpora / domain / "heldout")
+        held = windows(heldout)
+        ratio = sum(len(text.encode()) for text in heldout) / len(held.tokens)
+        report[domain] = {
+            "bits_per_byte": round(bits_per_byte(model, held, ratio), 3),
+            "bytes_per_token": round(ratio, 3),
+        }
+        print(domain, report[domain])
+    manifest = {"tokens": steps * share * len(domains) * options.window, "seed": options.seed, "heldout": report}
+    (options.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
