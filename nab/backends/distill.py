@@ -1,0 +1,384 @@
+"""Distils drafters from a target: a generalist on all domains, then one expert per domain from it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nab.backends import int8
+from nab.backends.heads import HeadModel, Shape
+from nab.backends.pretrained import Pretrained
+from nab.backends.training import Progress, Recipe, fit
+
+PAD = -1
+REQUESTS = ("Continue this {domain} text:\n\n{text}", "Write more {domain} text in the style of:\n\n{text}")
+TEMPERATURES = (1.0, 0.6)
+
+
+class Unit(NamedTuple):
+    """A few rows of text with all that a drafter learns from; cached on disk, one file each.
+
+    Args:
+        tokens: ``(rows, length)`` ids, ``PAD`` behind the end of a row.
+        hidden: ``(rows, length, layers, width)`` hidden states of the target, the final ones last.
+        log_mass: ``(rows, length)`` log of the sum of the exponentials of the target's logits.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    log_mass: Tensor
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The target on the text of its domains: windows of documents, and its own answers to requests.
+
+    Every unit is a function of its name (domain, kind, number), computed when first asked for.
+
+    Args:
+        target: model and tokenizer.
+        corpora: a folder per domain, with ``train/*.txt`` and ``heldout/*.txt``.
+        cache: folder of the units.
+        layers: hidden states to keep, the final one last.
+        part: ``train`` or ``heldout``.
+        rows: of a unit.
+        length: tokens of a row.
+    """
+
+    target: Pretrained
+    corpora: Path
+    cache: Path
+    layers: tuple[int, ...]
+    part: str = "train"
+    rows: int = 16
+    length: int = 256
+    _windows: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        last = self.target.model.config.get_text_config().num_hidden_layers
+        if not self.layers or self.layers[-1] != last or not all(0 <= k <= last for k in self.layers):
+            raise ValueError(f"layers must lie in [0, {last}] and end with {last}, got {self.layers}")
+
+    @cached_property
+    def domains(self) -> list[str]:
+        """Names of the domains.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        found = sorted(path.parent.name for path in self.corpora.glob(f"*/{self.part}"))
+        if not found:
+            raise FileNotFoundError(f"{self.corpora} holds no folders <domain>/{self.part} with text files")
+        return found
+
+    def windows(self, domain: str) -> NDArray[np.int64]:
+        """All text of a domain, ``(windows, length)``, shuffled; documents end with the end token."""
+        if domain not in self._windows:
+            tokenizer = self.target.tokenizer
+            joined: list[int] = []
+            for file in sorted((self.corpora / domain / self.part).glob("*.txt")):
+                joined += tokenizer(file.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+                joined.append(tokenizer.eos_token_id)
+            count = len(joined) // self.length
+            if count < self.rows:
+                raise ValueError(
+                    f"{self.corpora / domain / self.part} has {len(joined)} tokens, too few for one unit of "
+                    f"{self.rows} windows of {self.length}"
+                )
+            windows = np.array(joined[: count * self.length]).reshape(count, self.length)
+            self._windows[domain] = np.random.default_rng(0).permutation(windows)
+        return self._windows[domain]
+
+    def text(self, domain: str, number: int) -> Unit:
+        """Unit ``number`` of the text of ``domain``; the text repeats when it is used up."""
+        windows = self.windows(domain)
+        rows = np.arange(number * self.rows, (number + 1) * self.rows) % len(windows)
+        return self._cached(
+            f"text/{domain}/{number:05d}", lambda: self._read(torch.tensor(windows[rows]))
+        )
+
+    def answers(self, domain: str, number: int) -> Unit:
+        """Unit ``number`` of the target's answers to requests made of openings of windows of ``domain``.
+
+        Targets without a chat template continue the opening itself. Sampled at temperatures 1 and .6 in turn.
+        """
+        return self._cached(f"answers/{domain}/{number:05d}", lambda: self._read(self._answer(domain, number)))
+
+    def prompts(self, domain: str, count: int, opening: int = 48) -> list[list[int]]:
+        """Token ids of the first ``count`` requests of ``domain``, each with ``opening`` tokens of text."""
+        # from the far end, so that the answers are not to the first windows of the text units
+        windows, found = self.windows(domain)[::-1], []
+        for k in range(count):
+            ids = windows[k % len(windows)][:opening].tolist()
+            if self.target.tokenizer.chat_template:
+                request = REQUESTS[k % len(REQUESTS)].format(
+                    domain=domain, text=self.target.tokenizer.decode(ids).strip() or domain
+                )
+                ids = self.target.encode(request)
+            found.append(ids)
+        return found
+
+    def unit(self, domain: str, kind: str, number: int) -> Unit:
+        """``text`` or ``answers``, by name."""
+        return {"text": self.text, "answers": self.answers}[kind](domain, number)
+
+    def _cached(self, name: str, make: Callable[[], Unit]) -> Unit:
+        file = self.cache / self.part / f"{name}.safetensors"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draft = file.with_suffix(".partial")
+            save_file({k: v.contiguous() for k, v in make()._asdict().items()}, draft)
+            draft.replace(file)
+        return Unit(**load_file(file, device=str(self.target.model.device)))
+
+    @torch.inference_mode()
+    def _read(self, tokens: Tensor) -> Unit:
+        """One forward of the target over rows that may end with ``PAD``."""
+        tokens = tokens.to(self.target.model.device)
+        ids = tokens.clamp_min(0)
+        output = self.target.model(input_ids=ids, output_hidden_states=True, use_cache=False)
+        hidden = torch.stack([output.hidden_states[layer] for layer in self.layers], 2)
+        log_mass = torch.stack([row.float().logsumexp(-1) for row in output.logits])
+        return Unit(tokens.int(), hidden.bfloat16(), log_mass)
+
+    def _answer(self, domain: str, number: int) -> Tensor:
+        """``(rows, length)``: requests with their sampled answers."""
+        prompts = self.prompts(domain, (number + 1) * self.rows)[number * self.rows :]
+        model, device = self.target.model, self.target.model.device
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        torch.manual_seed(zlib.crc32(f"{self.part}/{domain}/{number}".encode()))
+        stops = sorted(self.target.stop_tokens)
+        generated: Any = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max(self.length - min(map(len, prompts)), 1),
+            do_sample=True,
+            temperature=TEMPERATURES[number % len(TEMPERATURES)],
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=stops[0],
+        )
+        rows = torch.full((self.rows, self.length), PAD)
+        for k, (prompt, row) in enumerate(zip(prompts, generated[:, longest:].tolist(), strict=True)):
+            end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+            whole = [*prompt, *row[:end]][: self.length]
+            rows[k, : len(whole)] = torch.tensor(whole)
+        return rows
+
+
+class Student(Protocol):
+    """A drafter in training."""
+
+    tokens: Tensor
+
+    def laws(self, unit: Unit, depths: int) -> list[Tensor]:
+        """Logits over ``tokens`` at depth 1 .. ``depths`` of each position, ``(rows, length, draft_vocab)``."""
+
+
+class Standalone(nn.Module):
+    """A small Llama over the target's whole vocabulary; its law is the same at every depth."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("tokens", torch.arange(model.config.vocab_size), persistent=False)
+
+    def laws(self, unit: Unit, depths: int) -> list[Tensor]:
+        """See ``Student``."""
+        logits: Tensor = self.model(input_ids=unit.tokens.clamp_min(0)).logits
+        return [logits] * min(depths, 1)
+
+
+class Feature(nn.Module):
+    """A feature-level head; deeper laws read its own features."""
+
+    def __init__(self, model: HeadModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def tokens(self) -> Tensor:
+        """Its draft vocabulary."""
+        return self.model.tokens
+
+    def laws(self, unit: Unit, depths: int) -> list[Tensor]:
+        """See ``Student``."""
+        kept = unit.hidden[:, :, -len(self.model.shape.layers) :].to(self.model.output.dtype)
+        own = self.model.unroll(unit.tokens.clamp_min(0), kept, depths)
+        return [self.model.logits(features) for features in own]
+
+
+def small_llama(vocab_size: int, width: int, intermediate: int, target: Pretrained) -> LlamaForCausalLM:
+    """One layer over the vocabulary of ``target``, for ``Standalone``."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=intermediate,
+            num_hidden_layers=1,
+            num_attention_heads=max(width // 32, 1),
+            num_key_value_heads=max(width // 32, 1),
+            max_position_embeddings=target.model.config.get_text_config().max_position_embeddings,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=target.tokenizer.eos_token_id,
+            pad_token_id=None,
+        )
+    )
+
+
+def teacher_laws(unit: Unit, output: Tensor, tokens: Tensor) -> Tensor:
+    """Masses the target gives to ``tokens``, ``(rows, length, len(tokens))``; they sum to at most 1."""
+    logits = unit.hidden[:, :, -1].to(output.dtype) @ output[tokens].T
+    return (logits.float() - unit.log_mass[..., None]).exp()
+
+
+def distillation_loss(
+    student: Any, unit: Unit, output: Tensor, *, depths: int, rejection: float = 1.0, decay: float = 0.8
+) -> Tensor:
+    """Cross-entropy from the target's law plus ``rejection`` times the probability of rejection.
+
+    Averaged over positions, depths weighted by ``decay ** (depth - 1)``. The second term is what decoding
+    pays, ``1 - sum min(p, q)``; the first has gradients everywhere.
+    """
+    p = teacher_laws(unit, output, student.tokens)
+    real = (unit.tokens != PAD).float()
+    total, weights = p.new_zeros(()), 0.0
+    for depth, logits in enumerate(student.laws(unit, depths)):
+        log_q = logits.float().log_softmax(-1)
+        cost = -(p * log_q).sum(-1)
+        if rejection:
+            cost = cost + rejection * (1 - torch.minimum(p, log_q.exp()).sum(-1))
+        kept = real[:, depth:]
+        total = total + decay**depth * (cost[:, depth:] * kept).sum() / kept.sum()
+        weights += decay**depth
+    return total / weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on how much.
+
+    Args:
+        draft_vocab: tokens a head can propose, generalist and experts alike; each has its own most frequent.
+        intermediate: width of the feed-forward part.
+        width: of a standalone drafter; None makes heads.
+        depths: steps of own features that a head is trained on.
+        text: units of text per domain.
+        answers: units of answers per domain.
+        generalist_passes: over all units of all domains.
+        expert_passes: over the units of the domain.
+        batch: units a step.
+        seed: of initial weights and order.
+        recipe: learning rates.
+        expert_rate: peak learning rate of the experts, which start from the generalist.
+    """
+
+    draft_vocab: int
+    intermediate: int
+    width: int | None = None
+    depths: int = 3
+    text: int = 40
+    answers: int = 40
+    generalist_passes: float = 1.0
+    expert_passes: float = 2.0
+    batch: int = 1
+    seed: int = 0
+    recipe: Recipe = Recipe()
+    expert_rate: float = 2e-3
+
+    def names(self) -> list[tuple[str, int]]:
+        """Kind and number of the units of a domain."""
+        return [("text", k) for k in range(self.text)] + [("answers", k) for k in range(self.answers)]
+
+    def steps(self, domains: int) -> int:
+        """Steps of the generalist on several domains, of an expert on one."""
+        passes = self.generalist_passes if domains > 1 else self.expert_passes
+        return max(int(passes * domains * len(self.names()) / self.batch), 1)
+
+    def batch_names(self, step: int, domains: Sequence[str]) -> list[tuple[str, str, int]]:
+        """Domain, kind and number of the units of a step: domains in turn, each in shuffled order."""
+        names, chosen = self.names(), []
+        for k in range(step * self.batch, (step + 1) * self.batch):
+            turn, which = divmod(k, len(domains))
+            epoch, place = divmod(turn, len(names))
+            order = np.random.default_rng([self.seed, epoch, which]).permutation(len(names))
+            chosen.append((domains[which], *names[order[place]]))
+        return chosen
+
+
+def train(
+    teacher: Teacher,
+    domains: Sequence[str],
+    plan: Plan,
+    folder: Path,
+    start: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Train one drafter on ``domains``: the generalist on several, an expert on one.
+
+    Args:
+        teacher: units to learn from.
+        domains: names.
+        plan: sizes and amounts.
+        folder: of checkpoint and learning curve; an interrupted run goes on from there.
+        start: drafter to start from, as ``int8.save`` wrote it; a head's draft vocabulary may differ.
+        progress: see ``fit``.
+
+    Returns:
+        Weights and metadata for ``int8.save``.
+    """
+    torch.manual_seed(plan.seed)
+    target = teacher.target.model
+    output = target.get_output_embeddings().weight.detach()
+    initial = int8.load(start) if start else {}
+    if plan.width is None:
+        sample = [teacher.unit(d, *name) for d in domains for name in plan.names()]
+        tokens = draft_vocabulary(sample, plan.draft_vocab, len(output))
+        shape = Shape(teacher.layers, plan.intermediate, plan.draft_vocab)
+        model: nn.Module = HeadModel(shape, target, tokens)
+        student: Any = Feature(model)
+        initial.pop("tokens", None)
+        metadata = {"kind": "head", "shape": shape.to_json()}
+    else:
+        model = small_llama(len(output), plan.width, plan.intermediate, teacher.target)
+        student = Standalone(model)
+        metadata = {"kind": "standalone", "config": model.config.to_json_string(use_diff=False)}
+    if initial:
+        model.load_state_dict(initial, strict=False)
+    model.to(target.device).train()
+    recipe = replace(plan.recipe, rate=plan.expert_rate) if start else plan.recipe
+
+    def loss(step: int) -> Tensor:
+        units = [teacher.unit(*name) for name in plan.batch_names(step, domains)]
+        unit = Unit(*(torch.cat(parts) for parts in zip(*units, strict=True)))
+        return distillation_loss(student, unit, output, depths=plan.depths)
+
+    steps = plan.steps(len(domains))
+    fit(model, loss, steps, folder, recipe, progress)
+    seen = steps * plan.batch * teacher.rows * teacher.length
+    metadata |= {"vocabulary": teacher.target.vocabulary, "domains": ",".join(domains), "tokens": str(seen)}
+    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
+    return weights, metadata
+
+
+def draft_vocabulary(units: Sequence[Unit], size: int, vocab_size: int) -> Tensor:
+    """The ``size`` most frequent tokens of ``units``, by falling frequency."""
+    counts = torch.zeros(vocab_size, dtype=torch.long)
+    for unit in units:
+        tokens = unit.tokens[unit.tokens != PAD].long().cpu()
+        counts += torch.bincount(tokens, minlength=vocab_size)
+    return counts.argsort(descending=True, stable=True)[:size]

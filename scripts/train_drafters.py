@@ -1,0 +1,104 @@
+"""Distil a generalist and one expert per domain from a target: standalone drafters or feature-level heads.
+
+    python scripts/corpora.py out/corpora
+    python scripts/tiny.py out/corpora out/tiny-target
+    python scripts/train_drafters.py tiny out/corpora out/tiny --target out/tiny-target
+    python scripts/train_drafters.py smollm2 out/corpora out/heads
+
+The first word picks the sizes; --target may be any transformers folder, OUT/corpora any folder with one folder
+of text files per domain. May be killed at any moment: run the same command again. `--prepare` only computes
+what the target contributes (answers and hidden states), so that several processes can share that work.
+"""
+
+import argparse
+import json
+import platform
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nab.backends import int8
+from nab.backends.distill import Plan, Teacher, train
+from nab.backends.pretrained import load
+from nab.backends.training import Recipe
+
+PLANS = {
+    "tiny": Plan(draft_vocab=2048, width=128, intermediate=384, depths=1, text=60, answers=16,
+                 generalist_passes=0.5, expert_passes=1.5, batch=1, recipe=Recipe(rate=6e-3), expert_rate=3e-3),
+    "smollm2": Plan(draft_vocab=6144, intermediate=576, depths=3, text=20, answers=20, batch=1),
+}  # fmt: skip
+LAYERS = {"tiny": (-1,), "smollm2": (20, -1)}
+"""Hidden states that heads read, counted as in Python."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("plan", choices=PLANS)
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--target", type=Path, help="default: SmolLM2-135M-Instruct")
+    parser.add_argument("--domain", action="append", help="only this one; may be repeated")
+    parser.add_argument("--leave-out", action="append", metavar="DOMAIN", help="default: german")
+    parser.add_argument("--start", type=Path, help="a trained generalist to go on from")
+    parser.add_argument("--prepare", action="store_true", help="only compute answers and hidden states")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", help="of the target")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cache", type=Path, help="of the target's part; default: OUT/units")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    target = load(options.target, dtype=options.dtype, device=options.device)
+    last = target.model.config.get_text_config().num_hidden_layers
+    layers = tuple(last if k == -1 else k for k in LAYERS[options.plan])
+    plan = PLANS[options.plan]
+    teacher = Teacher(target, options.corpora, options.cache or options.out / "units", layers)
+    left_out = set(options.leave_out or ["german"])
+    domains = [domain for domain in teacher.domains if domain not in left_out]
+    wanted = options.domain or domains
+    if unknown := set(wanted) - set(domains):
+        raise SystemExit(f"no such domain: {', '.join(sorted(unknown))}; there are {', '.join(domains)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[state]}"), TimeRemainingColumn()]  # fmt: skip
+    with Progress(*columns) as bar:
+        if options.prepare:
+            names = [(domain, *name) for name in plan.names() for domain in wanted]
+            task = bar.add_task("units", total=len(names), state="")
+            for name in names:
+                teacher.unit(*name)
+                bar.advance(task)
+            return
+
+        def one(name: str, on: list[str], start: Path | None) -> Path:
+            file = options.out / f"{name}.safetensors"
+            if file.exists():
+                return file
+            task, began = bar.add_task(name, total=plan.steps(len(on)), state=""), time.time()
+            weights, metadata = train(
+                teacher, on, plan, options.out / "training" / name, start,
+                lambda step, loss: bar.update(task, completed=step, state=f"loss {loss:.3f}"),
+            )  # fmt: skip
+            run = {
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": f"{time.time() - began:.0f} (since the last start)",
+                "hardware": f"{options.device}, {platform.processor() or platform.machine()}",
+                "torch": torch.__version__,
+                "plan": repr(plan),
+                "target": target.name,
+            }
+            int8.save(weights, file, metadata | run)
+            (options.out / f"{name}.json").write_text(json.dumps(metadata | run, indent=2) + "\n")
+            return file
+
+        generalist = one("generalist", domains, options.start)
+        for domain in wanted:
+            one(domain, [domain], generalist)
+
+
+if __name__ == "__main__":
+    main()
