@@ -58,10 +58,11 @@ class Options:
         """``--prompt``, else ``--prompts``, else the shipped ones."""
         if self.prompt and self.prompts:
             raise ValueError("give --prompt or --prompts, not both")
+        shipped = prompt_files.OPENINGS if self.target == Path("tiny") else prompt_files.SHIPPED
         if self.prompt:
             found = [Prompt(text) for text in self.prompt]
         else:
-            found = prompt_files.read(self.prompts or prompt_files.SHIPPED)
+            found = prompt_files.read(self.prompts or shipped)
         return found if self.limit is None else prompt_files.limited(found, self.limit)
 
     def open(self) -> Session:
@@ -132,7 +133,9 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--prompt", multiple=True, help="A prompt; may be repeated. Default: a shipped set."),
         click.option("--prompts", type=path, help="JSON lines: an object with prompt, optionally domain."),
         click.option("--limit", type=click.IntRange(1), help="At most so many prompts per domain."),
-        click.option("--target", type=path, help="Transformers folder or GGUF file. Default: SmolLM2-135M."),
+        click.option(
+            "--target", type=path, help="Transformers folder, GGUF file or tiny. Default: SmolLM2-135M."
+        ),
         click.option("--drafters", help="Names or folders, comma-separated. Default: all that fit."),
         click.option(
             "--objective", type=click.Choice(["token", "length"]), default="token", show_default=True

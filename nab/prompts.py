@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 SHIPPED = Path(str(files("nab") / "data" / "prompts.jsonl"))
+"""Requests for an instruction-tuned target."""
+
+OPENINGS = Path(str(files("nab") / "data" / "tiny" / "prompts.jsonl"))
+"""Openings of held-out documents, for the tiny target, which continues them."""
 
 
 class Prompt(NamedTuple):

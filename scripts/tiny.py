@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from nab.backends import int8
 from nab.backends.training import Recipe, Windows, fit
 
 END = "<end>"
@@ -71,7 +72,9 @@ def make_target(vocab_size: int, end: int, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def bits_per_byte(model: LlamaForCausalLM, windows: Windows, bytes_per_token: float, count: int = 64) -> float:
+def bits_per_byte(
+    model: LlamaForCausalLM, windows: Windows, bytes_per_token: float, count: int = 64
+) -> float:
     """Mean over `count` windows of held-out text."""
     ids = torch.tensor(np.stack([windows[k] for k in windows.draw(0, min(count, len(windows)))]))
     with torch.inference_mode():
@@ -133,6 +136,9 @@ def main() -> None:
     model.generation_config.eos_token_id = end
     model.save_pretrained(options.out)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(options.out)
+    config = model.config.to_json_string(use_diff=False)
+    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
+    int8.save(weights, options.out / "target.int8.safetensors", {"kind": "target", "config": config})
     report = {}
     for domain in domains:
         heldout = texts(options.corpora / domain / "heldout")
@@ -143,7 +149,11 @@ def main() -> None:
             "bytes_per_token": round(ratio, 3),
         }
         print(domain, report[domain])
-    manifest = {"tokens": steps * share * len(domains) * options.window, "seed": options.seed, "heldout": report}
+    manifest = {
+        "tokens": steps * share * len(domains) * options.window,
+        "seed": options.seed,
+        "heldout": report,
+    }
     (options.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 

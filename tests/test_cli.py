@@ -157,8 +157,14 @@ def test_a_run_repeats_with_its_seed(folder):
         (["--prompt", "x" * 2000], "prompt 1: 2000 prompt tokens.*more than the context of target, 1024"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--target", "nowhere"], "no model at nowhere"),
-        (["--drafters", "lockup"], "unknown drafter 'lockup': choose from lookup, early-exit"),
-        (["--drafters", "python"], "python has another vocabulary than the target target"),
+        (
+            ["--drafters", "lockup"],
+            "no drafter 'lockup' for the target target: choose from lookup, early-exit",
+        ),
+        (
+            ["--drafters", "python"],
+            "no drafter 'python' for the target target: choose from lookup, early-exit",
+        ),
         (
             ["--selector", "best"],
             "unknown selector 'best': choose from normal-hedge, hedge, fixed:close.*uniform",

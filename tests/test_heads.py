@@ -50,7 +50,9 @@ def test_any_order_of_calls_gives_the_scores_of_a_fresh_head():
     tokens: list[int] = [5]
     for _ in range(60):
         cut = int(torch.randint(1, len(tokens) + 1, (1,), generator=generator))
-        new = torch.randint(VOCAB, (int(torch.randint(1, 6, (1,), generator=generator)),), generator=generator)
+        new = torch.randint(
+            VOCAB, (int(torch.randint(1, 6, (1,), generator=generator)),), generator=generator
+        )
         tokens = [*tokens[:cut], *new.tolist()]
         if torch.rand(1, generator=generator) < 0.5:
             read = int(torch.randint(1, len(tokens) + 1, (1,), generator=generator))

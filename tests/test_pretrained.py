@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from nab.backends import pool, pretrained
-from nab.backends.torch import CausalLM, Warper
+from nab.backends.torch import CausalLM
 
 
 @pytest.fixture
@@ -130,16 +130,17 @@ def test_the_pool_takes_folders_and_refuses_other_vocabularies(tmp_path):
     padded = tiny.save(tmp_path / "padded", tiny.llama(1, vocab_size=300))
     shallow = pretrained.load(tiny.save(tmp_path / "shallow", tiny.llama(num_hidden_layers=2)))
     assert pool.default(shallow) == ["lookup"]
-    built = pool.build(["lookup", str(same)], target, Warper())
+    model = CausalLM(target.model)
+    built = pool.build(["lookup", str(same)], target, model)
     assert list(built) == ["lookup", "same"]
     assert built["same"].score([1, 2], 1).shape == (2, tiny.VOCAB)
     for names, message in [
         ([str(other)], "other has another vocabulary than the target target"),
-        (["python"], "python has another vocabulary"),
-        (["lockup"], "unknown drafter 'lockup': choose from lookup, early-exit, german"),
+        (["python"], "no drafter 'python' for the target target"),
+        (["lockup"], "no drafter 'lockup' .*: choose from lookup, early-exit, or give"),
         (["lookup", "lookup"], "lookup is named twice"),
         ([], "at least one drafter"),
         ([str(padded)], "padded has 300 logits, the target target 257"),
     ]:
         with pytest.raises(ValueError, match=message):
-            pool.build(names, target, Warper())
+            pool.build(names, target, model)

@@ -104,16 +104,16 @@ class Teacher:
         """Unit ``number`` of the text of ``domain``; the text repeats when it is used up."""
         windows = self.windows(domain)
         rows = np.arange(number * self.rows, (number + 1) * self.rows) % len(windows)
-        return self._cached(
-            f"text/{domain}/{number:05d}", lambda: self._read(torch.tensor(windows[rows]))
-        )
+        return self._cached(f"text/{domain}/{number:05d}", lambda: self._read(torch.tensor(windows[rows])))
 
     def answers(self, domain: str, number: int) -> Unit:
         """Unit ``number`` of the target's answers to requests made of openings of windows of ``domain``.
 
         Targets without a chat template continue the opening itself. Sampled at temperatures 1 and .6 in turn.
         """
-        return self._cached(f"answers/{domain}/{number:05d}", lambda: self._read(self._answer(domain, number)))
+        return self._cached(
+            f"answers/{domain}/{number:05d}", lambda: self._read(self._answer(domain, number))
+        )
 
     def prompts(self, domain: str, count: int, opening: int = 48) -> list[list[int]]:
         """Token ids of the first ``count`` requests of ``domain``, each with ``opening`` tokens of text."""
@@ -352,7 +352,7 @@ def train(
         model: nn.Module = HeadModel(shape, target, tokens)
         student: Any = Feature(model)
         initial.pop("tokens", None)
-        metadata = {"kind": "head", "shape": shape.to_json()}
+        metadata = {"kind": "head", "shape": shape.to_json(), "width": str(output.shape[1])}
     else:
         model = small_llama(len(output), plan.width, plan.intermediate, teacher.target)
         student = Standalone(model)

@@ -9,25 +9,33 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from nab.backends import heads, int8
 from nab.backends.drafters import Lookup, NGram
-from nab.backends.pretrained import Pretrained, load
-from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
+from nab.backends.heads import Head, Shape
+from nab.backends.pretrained import Pretrained, load, load_llama
+from nab.backends.torch import CausalLM, Lifted, early_exit
 from nab.types import LanguageModel
 
 EARLY_EXIT_LAYERS = 2
-NGRAMS = Path(str(files("nab") / "data" / "ngrams"))
+DATA = Path(str(files("nab") / "data"))
+NGRAMS = DATA / "ngrams"
 
 
-def shipped() -> dict[str, Path]:
-    """The n-gram models that come with the package, over SmolLM2's vocabulary, by domain."""
-    return {file.stem: file for file in sorted(NGRAMS.glob("*.safetensors"))}
+def shipped(target: Pretrained) -> dict[str, Path]:
+    """The drafter files that come with the package and fit ``target``, by name, the generalist first."""
+    files = sorted(DATA.glob("*/*.safetensors"), key=lambda file: (file.stem != "generalist", file.stem))
+    return {file.stem: file for file in files if not _misfit(int8.metadata(file), target)}
 
 
 def default(target: Pretrained) -> list[str]:
-    """Names of every drafter that fits ``target`` without further files."""
-    fitting = [name for name, file in shipped().items() if _metadata(file)["vocabulary"] == target.vocabulary]
+    """Names of every drafter that fits ``target`` without further files.
+
+    Early exit, an untrained drafter, stands in where no trained one comes with the package.
+    """
+    fitting = shipped(target)
+    trained = any("kind" in int8.metadata(file) for file in fitting.values())
     deep = target.model.config.get_text_config().num_hidden_layers > EARLY_EXIT_LAYERS
-    return ["lookup", *["early-exit"] * deep, *fitting]
+    return ["lookup", *["early-exit"] * (deep and not trained), *fitting]
 
 
 def split(names: str) -> list[str]:
@@ -42,59 +50,86 @@ def split(names: str) -> list[str]:
     return found
 
 
-def build(names: Sequence[str], target: Pretrained, warper: Warper) -> dict[str, LanguageModel]:
+def build(names: Sequence[str], target: Pretrained, model: CausalLM) -> dict[str, LanguageModel]:
     """Drafters for ``target`` whose laws are processed as the target's.
 
     Args:
-        names: ``lookup``, ``early-exit``, a shipped n-gram model, or a transformers folder with the same
-            vocabulary, which is then called by the folder's name.
+        names: ``lookup``, ``early-exit``, a shipped drafter, a safetensors file that ``train_drafters.py`` or
+            ``ngrams.py`` wrote, or a transformers folder with the same vocabulary; files and folders are then
+            called by their name.
         target: shares its device and dtype.
-        warper: the target's.
+        model: the target as it decodes; heads read its hidden states.
 
     Raises:
-        ValueError: on an unknown name, the same name twice, or a drafter over another vocabulary.
+        ValueError: on an unknown name, the same name twice, or a drafter that does not fit the target.
     """
     pool: dict[str, LanguageModel] = {}
     for name in names:
-        label = Path(name).name
+        label = Path(name).name.removesuffix(".safetensors")
         if label in pool:
             raise ValueError(f"drafter {label} is named twice")
-        pool[label] = _build(name, target, warper)
+        pool[label] = _build(name, target, model)
     if not pool:
         raise ValueError("the pool needs at least one drafter")
     return pool
 
 
-def _build(name: str, target: Pretrained, warper: Warper) -> LanguageModel:
-    model = target.model
-    law_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+def _build(name: str, target: Pretrained, model: CausalLM) -> LanguageModel:
     if name == "lookup":
-        return Lifted(Lookup(target.vocab_size), warper, model.device, law_dtype, name)
+        return _lifted(Lookup(target.vocab_size), model, name)
     if name == "early-exit":
-        return CausalLM(early_exit(model, EARLY_EXIT_LAYERS), warper, name=name)
-    if name in shipped():
-        _same_vocabulary(name, _metadata(shipped()[name])["vocabulary"], target)
-        return Lifted(read_ngram(shipped()[name]), warper, model.device, law_dtype, name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        drafter = load(folder, dtype=str(model.dtype).removeprefix("torch."), device=str(model.device))
-        _same_vocabulary(name, drafter.vocabulary, target)
+        return CausalLM(early_exit(model.model, EARLY_EXIT_LAYERS), model.warper, name=name)
+    available = shipped(target)
+    path = available.get(name) or Path(name).expanduser()
+    if path.is_file():
+        return _read(path, name, target, model)
+    if path.is_dir():
+        dtype, device = str(model.model.dtype).removeprefix("torch."), str(model.model.device)
+        drafter = load(path, dtype=dtype, device=device)
+        if drafter.vocabulary != target.vocabulary:
+            raise ValueError(f"drafter {name} has another vocabulary than the target {target.name}")
         if drafter.vocab_size != target.vocab_size:
             sizes = f"{drafter.vocab_size} logits, the target {target.name} {target.vocab_size}"
             raise ValueError(f"drafter {name} has {sizes}")
-        return CausalLM(drafter.model, warper, name=name)
-    known = ", ".join(["lookup", "early-exit", *shipped()])
-    raise ValueError(f"unknown drafter {name!r}: choose from {known}, or give a transformers folder")
+        return CausalLM(drafter.model, model.warper, name=name)
+    known = ", ".join(["lookup", "early-exit", *available])
+    raise ValueError(
+        f"no drafter {name!r} for the target {target.name}: choose from {known}, or give a file or a "
+        "transformers folder"
+    )
 
 
-def _same_vocabulary(name: str, vocabulary: str, target: Pretrained) -> None:
-    if vocabulary != target.vocabulary:
-        raise ValueError(f"drafter {name} has another vocabulary than the target {target.name}")
+def _read(file: Path, name: str, target: Pretrained, model: CausalLM) -> LanguageModel:
+    """A drafter from its file, by the kind in its metadata."""
+    metadata = int8.metadata(file)
+    if misfit := _misfit(metadata, target):
+        raise ValueError(f"drafter {name} {misfit} the target {target.name}")
+    kind = metadata.get("kind", "ngram")
+    if kind == "ngram":
+        return _lifted(read_ngram(file), model, name)
+    if kind == "standalone":
+        return CausalLM(load_llama(file).to(model.model), model.warper, name=name)
+    if kind == "head":
+        head = heads.build(int8.load(file), Shape.from_json(metadata["shape"]), model.model)
+        return Head(head, model, model.warper, name=name)
+    raise ValueError(f"{file} holds a {kind}, not a drafter")
 
 
-def _metadata(file: Path) -> dict[str, str]:
-    with safe_open(file, framework="numpy") as tensors:
-        return dict(tensors.metadata())
+def _misfit(metadata: dict[str, str], target: Pretrained) -> str:
+    """What keeps a drafter from this target; empty if nothing."""
+    config = target.model.config.get_text_config()
+    if metadata.get("vocabulary") != target.vocabulary:  # a target's file has none
+        return "has another vocabulary than"
+    layers = [0] if "shape" not in metadata else Shape.from_json(metadata["shape"]).layers
+    width = int(metadata.get("width", config.hidden_size))
+    if width != config.hidden_size or max(layers) > config.num_hidden_layers:
+        return "reads hidden states of another shape than those of"
+    return ""
+
+
+def _lifted(drafter: LanguageModel, model: CausalLM, name: str) -> Lifted:
+    dtype = torch.float64 if model.model.dtype == torch.float64 else torch.float32
+    return Lifted(drafter, model.warper, model.model.device, dtype, name)
 
 
 def read_ngram(file: Path) -> NGram:

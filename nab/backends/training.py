@@ -129,9 +129,7 @@ def _save(
     draft.replace(file)
 
 
-def _restore(
-    file: Path, trained: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
-) -> int:
+def _restore(file: Path, trained: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> int:
     """Steps already done; 0 without a checkpoint."""
     if not file.exists():
         return 0
