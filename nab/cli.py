@@ -133,9 +133,7 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--prompt", multiple=True, help="A prompt; may be repeated. Default: a shipped set."),
         click.option("--prompts", type=path, help="JSON lines: an object with prompt, optionally domain."),
         click.option("--limit", type=click.IntRange(1), help="At most so many prompts per domain."),
-        click.option(
-            "--target", type=path, help="Transformers folder, GGUF file or tiny. Default: SmolLM2-135M."
-        ),
+        click.option("--target", type=path, help="Folder, GGUF file or tiny. Default: SmolLM2-135M."),
         click.option("--drafters", help="Names or folders, comma-separated. Default: all that fit."),
         click.option(
             "--objective", type=click.Choice(["token", "length"]), default="token", show_default=True

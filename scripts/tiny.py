@@ -21,6 +21,7 @@ from nab.backends import int8
 from nab.backends.training import Recipe, Windows, fit
 
 END = "<end>"
+STATE = TextColumn("{task.completed}/{task.total} {task.fields[state]}")
 
 
 def texts(folder: Path) -> list[str]:
@@ -126,11 +127,17 @@ def main() -> None:
         ids = torch.tensor(np.stack(rows), device=options.device)
         return model(input_ids=ids, labels=ids).loss
 
-    columns = [TextColumn("target"), BarColumn(), TextColumn("{task.completed}/{task.total} loss {task.fields[loss]:.3f}"), TimeRemainingColumn()]  # fmt: skip
+    columns = [TextColumn("{task.description}"), BarColumn(), STATE, TimeRemainingColumn()]
     with Progress(*columns) as bar:
-        task = bar.add_task("", total=steps, loss=0.0)
-        fit(model, loss, steps, options.out / "training", Recipe(rate=options.rate),
-            lambda step, value: bar.update(task, completed=step, loss=value))  # fmt: skip
+        task = bar.add_task("target", total=steps, state="")
+        fit(
+            model,
+            loss,
+            steps=steps,
+            folder=options.out / "training",
+            recipe=Recipe(rate=options.rate),
+            progress=lambda step, value: bar.update(task, completed=step, state=f"loss {value:.3f}"),
+        )
 
     model = model.float().cpu()
     model.generation_config.eos_token_id = end

@@ -5,9 +5,10 @@
     python scripts/train_drafters.py tiny out/corpora out/tiny --target out/tiny-target
     python scripts/train_drafters.py smollm2 out/corpora out/heads
 
-The first word picks the sizes; --target may be any transformers folder, OUT/corpora any folder with one folder
-of text files per domain. May be killed at any moment: run the same command again. `--prepare` only computes
-what the target contributes (answers and hidden states), so that several processes can share that work.
+The first word picks the sizes; --target may be any transformers folder, the corpora any folder with one
+folder per domain (`<domain>/train/*.txt`). May be killed at any moment: run the same command again.
+`--prepare` only computes what the target contributes (answers and hidden states), so that several processes
+can share that work.
 """
 
 import argparse
@@ -26,10 +27,21 @@ from nab.backends.pretrained import load
 from nab.backends.training import Recipe
 
 PLANS = {
-    "tiny": Plan(draft_vocab=2048, width=128, intermediate=384, depths=1, text=60, answers=16,
-                 generalist_passes=0.5, expert_passes=1.5, batch=1, recipe=Recipe(rate=6e-3), expert_rate=3e-3),
-    "smollm2": Plan(draft_vocab=6144, intermediate=576, depths=3, text=20, answers=20, batch=1),
-}  # fmt: skip
+    "tiny": Plan(
+        draft_vocab=2048,
+        intermediate=384,
+        width=128,
+        depths=1,
+        text=60,
+        answers=16,
+        generalist_passes=0.5,
+        expert_passes=1.5,
+        recipe=Recipe(rate=6e-3),
+        expert_rate=3e-3,
+    ),
+    "smollm2": Plan(draft_vocab=6144, intermediate=576, depths=3, text=20, answers=20),
+}
+STATE = TextColumn("{task.completed}/{task.total} {task.fields[state]}")
 LAYERS = {"tiny": (-1,), "smollm2": (20, -1)}
 """Hidden states that heads read, counted as in Python."""
 
@@ -64,7 +76,7 @@ def main() -> None:
         raise SystemExit(f"no such domain: {', '.join(sorted(unknown))}; there are {', '.join(domains)}")
     options.out.mkdir(parents=True, exist_ok=True)
 
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[state]}"), TimeRemainingColumn()]  # fmt: skip
+    columns = [TextColumn("{task.description}"), BarColumn(), STATE, TimeRemainingColumn()]
     with Progress(*columns) as bar:
         if options.prepare:
             names = [(domain, *name) for name in plan.names() for domain in wanted]
@@ -80,9 +92,13 @@ def main() -> None:
                 return file
             task, began = bar.add_task(name, total=plan.steps(len(on)), state=""), time.time()
             weights, metadata = train(
-                teacher, on, plan, options.out / "training" / name, start,
-                lambda step, loss: bar.update(task, completed=step, state=f"loss {loss:.3f}"),
-            )  # fmt: skip
+                teacher,
+                on,
+                plan,
+                folder=options.out / "training" / name,
+                start=start,
+                progress=lambda step, loss: bar.update(task, completed=step, state=f"loss {loss:.3f}"),
+            )
             run = {
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": f"{time.time() - began:.0f} (since the last start)",

@@ -84,7 +84,7 @@ def test_a_saved_head_needs_the_right_tensors():
     weights = model.state_dict()
     heads.build(weights, model.shape, target)
     weights.pop("mix.weight")
-    with pytest.raises(ValueError, match="mix.weight"):
+    with pytest.raises(ValueError, match=r"mix\.weight"):
         heads.build(weights, model.shape, target)
 
 

@@ -24,6 +24,7 @@ from nab.backends.training import Progress, Recipe, fit
 PAD = -1
 REQUESTS = ("Continue this {domain} text:\n\n{text}", "Write more {domain} text in the style of:\n\n{text}")
 TEMPERATURES = (1.0, 0.6)
+DEFAULT_RECIPE = Recipe()
 
 
 class Unit(NamedTuple):
@@ -155,7 +156,8 @@ class Teacher:
     def _answer(self, domain: str, number: int) -> Tensor:
         """``(rows, length)``: requests with their sampled answers."""
         prompts = self.prompts(domain, (number + 1) * self.rows)[number * self.rows :]
-        model, device = self.target.model, self.target.model.device
+        model: Any = self.target.model
+        device = model.device
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -185,7 +187,7 @@ class Student(Protocol):
     tokens: Tensor
 
     def laws(self, unit: Unit, depths: int) -> list[Tensor]:
-        """Logits over ``tokens`` at depth 1 .. ``depths`` of each position, ``(rows, length, draft_vocab)``."""
+        """Logits over ``tokens`` at depth 1 .. ``depths``, each ``(rows, length, draft_vocab)``."""
 
 
 class Standalone(nn.Module):
@@ -297,7 +299,7 @@ class Plan:
     expert_passes: float = 2.0
     batch: int = 1
     seed: int = 0
-    recipe: Recipe = Recipe()
+    recipe: Recipe = DEFAULT_RECIPE
     expert_rate: float = 2e-3
 
     def names(self) -> list[tuple[str, int]]:
@@ -324,6 +326,7 @@ def train(
     teacher: Teacher,
     domains: Sequence[str],
     plan: Plan,
+    *,
     folder: Path,
     start: Path | None = None,
     progress: Progress | None = None,
@@ -342,14 +345,14 @@ def train(
         Weights and metadata for ``int8.save``.
     """
     torch.manual_seed(plan.seed)
-    target = teacher.target.model
+    target: Any = teacher.target.model
     output = target.get_output_embeddings().weight.detach()
     initial = int8.load(start) if start else {}
     if plan.width is None:
         sample = [teacher.unit(d, *name) for d in domains for name in plan.names()]
         tokens = draft_vocabulary(sample, plan.draft_vocab, len(output))
         shape = Shape(teacher.layers, plan.intermediate, plan.draft_vocab)
-        model: nn.Module = HeadModel(shape, target, tokens)
+        model: Any = HeadModel(shape, target, tokens)
         student: Any = Feature(model)
         initial.pop("tokens", None)
         metadata = {"kind": "head", "shape": shape.to_json(), "width": str(output.shape[1])}
@@ -368,7 +371,7 @@ def train(
         return distillation_loss(student, unit, output, depths=plan.depths)
 
     steps = plan.steps(len(domains))
-    fit(model, loss, steps, folder, recipe, progress)
+    fit(model, loss, steps=steps, folder=folder, recipe=recipe, progress=progress)
     seen = steps * plan.batch * teacher.rows * teacher.length
     metadata |= {"vocabulary": teacher.target.vocabulary, "domains": ",".join(domains), "tokens": str(seen)}
     weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}

@@ -71,7 +71,9 @@ class HeadModel(nn.Module):
         self.shape = shape
         width = config.hidden_size
         parameters: dict[str, Any] = {"device": target.device, "dtype": target.dtype}
-        self.fuse = nn.Linear(len(shape.layers) * width, width, bias=False, **parameters)
+        self.fuse: nn.Module = nn.Identity()  # one feature is in the space that own features live in
+        if len(shape.layers) > 1:
+            self.fuse = nn.Linear(len(shape.layers) * width, width, bias=False, **parameters)
         self.mix = nn.Linear(2 * width, width, bias=False, **parameters)
         self.block = LlamaModel(
             LlamaConfig(
@@ -88,16 +90,14 @@ class HeadModel(nn.Module):
             )
         ).to(**parameters)
         del self.block.embed_tokens
-        if len(shape.layers) == 1:  # one feature, in the space that own features live in
-            del self.fuse
-            self.fuse = nn.Identity()
         with torch.no_grad():
             self.mix.weight[:, width:] += torch.eye(width, **parameters)
         tokens = tokens.to(target.device)
         self.register_buffer("tokens", tokens)
-        self.register_buffer("embedding", target.get_input_embeddings().weight.detach(), persistent=False)
-        output = target.get_output_embeddings().weight.detach()
-        self.register_buffer("output", output[tokens].clone(), persistent=False)
+        ends: Any = target
+        self.register_buffer("embedding", ends.get_input_embeddings().weight.detach(), persistent=False)
+        output = ends.get_output_embeddings().weight.detach()[tokens].clone()
+        self.register_buffer("output", output, persistent=False)
 
     def inputs(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Of the block: ``(..., width)`` from ids ``(...)`` and fused or own features ``(..., width)``."""

@@ -108,7 +108,8 @@ def _read(file: Path, name: str, target: Pretrained, model: CausalLM) -> Languag
     if kind == "ngram":
         return _lifted(read_ngram(file), model, name)
     if kind == "standalone":
-        return CausalLM(load_llama(file).to(model.model), model.warper, name=name)
+        drafter = load_llama(file).to(model.model.device, model.model.dtype)
+        return CausalLM(drafter, model.warper, name=name)
     if kind == "head":
         head = heads.build(int8.load(file), Shape.from_json(metadata["shape"]), model.model)
         return Head(head, model, model.warper, name=name)

@@ -139,7 +139,7 @@ def load(path: Path | None = None, *, dtype: str = "bfloat16", device: str = "cp
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if path == Path(TINY.name):
-        tokenizer = PreTrainedTokenizerFast(
+        tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_file=str(TINY / "tokenizer.json"), eos_token="<end>", clean_up_tokenization_spaces=False
         )
         return Pretrained(

@@ -54,6 +54,7 @@ Progress = Callable[[int, float], None]
 def fit(
     model: nn.Module,
     loss: Callable[[int], Tensor],
+    *,
     steps: int,
     folder: Path,
     recipe: Recipe | None = None,

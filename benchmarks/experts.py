@@ -1,0 +1,204 @@
+"""How much drafters differ: acceptance by depth and mean acceptance length, for every drafter and domain.
+
+    python scripts/corpora.py out/corpora
+    python benchmarks/experts.py out/corpora --target tiny --out out/experts-tiny
+
+Acceptance of the neural drafters, teacher-forced, on held-out text and on the target's own answers to held-out
+openings: `sum min(p, q)` at temperature 1 and equality of the likeliest tokens (greedy), at depth 1 to 5 (deeper
+laws of heads read their own features). Mean acceptance length by real decoding of the shipped prompts, each
+drafter alone. Intervals: 95 %, bootstrap over windows and prompts. Writes OUT.json, OUT.md and OUT.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import nab
+from nab import prompts
+from nab.backends import pool
+from nab.backends.distill import PAD, Feature, Standalone, Teacher, teacher_laws
+from nab.backends.heads import Head
+from nab.backends.pretrained import load
+from nab.backends.torch import CausalLM, Warper
+from nab.decode import until
+
+DEPTHS = 5
+
+
+def student(drafter: Any) -> Any:
+    """The trainable form of a neural drafter; None for the others."""
+    if isinstance(drafter, Head):
+        return Feature(drafter.model)
+    if isinstance(drafter, CausalLM) and drafter.name != "early-exit":
+        return Standalone(drafter.model)
+    return None
+
+
+@torch.inference_mode()
+def acceptance(learned: Any, teacher: Teacher, units: list[Any]) -> np.ndarray:
+    """Means over each row, `(rows, 2, depths)`: at temperature 1 and greedy."""
+    output = teacher.target.model.get_output_embeddings().weight
+    found = []
+    for unit in units:
+        p = teacher_laws(unit, output, learned.tokens)
+        likeliest = (unit.hidden[:, :, -1].to(output.dtype) @ output.T).argmax(-1)
+        laws = learned.laws(unit, DEPTHS)
+        laws += laws[-1:] * (DEPTHS - len(laws))  # a standalone drafter's law is the same at every depth
+        columns = []
+        for depth, logits in enumerate(laws):
+            real = (unit.tokens != PAD)[:, depth:].float()
+            q = logits.float().softmax(-1)
+            both = torch.minimum(p, q).sum(-1), (learned.tokens[q.argmax(-1)] == likeliest).float()
+            columns.append([((x[:, depth:] * real).sum(1) / real.sum(1)).tolist() for x in both])
+        found.append(np.array(columns).transpose(2, 1, 0))
+    return np.concatenate(found)
+
+
+def interval(values: np.ndarray, weights: np.ndarray | None = None) -> list[float]:
+    """Mean, and the 95 % bootstrap interval over axis 0; ratios of sums where `weights` are given."""
+    picks = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    if weights is None:
+        means, mean = values[picks].mean(1), values.mean()
+    else:
+        means, mean = values[picks].sum(1) / weights[picks].sum(1), values.sum() / weights.sum()
+    return [round(float(x), 4) for x in (mean, *np.quantile(means, [0.025, 0.975]))]
+
+
+def decoded(
+    model: CausalLM, drafter: Any, stops: frozenset[int], ids: list[int], tokens: int, seed: int
+) -> Any:
+    """Tokens and rounds of one answer with one drafter alone, draft length 4."""
+    for cached in (model, drafter):
+        if hasattr(cached, "reset"):
+            cached.reset()
+    rounds = nab.decode(model, [drafter], nab.Constant([1.0]), ids, draft_len=4, rng=seed)
+    lengths = [len(r.emitted) for r in until(rounds, max_new_tokens=tokens, stop_tokens=stops)]
+    return sum(lengths), len(lengths)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("--target", type=Path)
+    parser.add_argument("--drafters", help="names or files, comma-separated; default: all that fit")
+    parser.add_argument("--out", type=Path, required=True, help="results go to OUT.json, OUT.md and OUT.png")
+    parser.add_argument("--units", type=int, default=2, help="units of 16 windows per domain and kind")
+    parser.add_argument("--tokens", type=int, default=128, help="of an answer")
+    parser.add_argument("--limit", type=int, default=5, help="prompts per domain")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    target = load(options.target, dtype=options.dtype, device=options.device)
+    names = pool.split(options.drafters) if options.drafters else pool.default(target)
+    warper = Warper()
+    model = CausalLM(target.model, warper, name=target.name)
+    drafters = pool.build(names, target, model)
+    layers = {layer for d in drafters.values() if isinstance(d, Head) for layer in d.model.shape.layers}
+    last = target.model.config.get_text_config().num_hidden_layers
+    teacher = Teacher(target, options.corpora, options.out.parent / f"{options.out.name}-units",
+                      tuple(sorted(layers | {last})), part="heldout")  # fmt: skip
+    file = prompts.OPENINGS if options.target == Path("tiny") else prompts.SHIPPED
+    asked = prompts.limited(prompts.read(file), options.limit)
+    results: dict[str, Any] = {"acceptance": {}, "length": {}}
+
+    for kind in ("text", "answers"):
+        for domain in sorted({prompt.domain for prompt in asked}):
+            units = [teacher.unit(domain, kind, k) for k in range(options.units)]
+            for name, drafter in drafters.items():
+                if learned := student(drafter):
+                    rows = acceptance(learned, teacher, units)
+                    for k, mode in enumerate(("sampled", "greedy")):
+                        cell = [interval(rows[:, k, depth]) for depth in range(DEPTHS)]
+                        results["acceptance"].setdefault(f"{kind}, {mode}", {}).setdefault(name, {})[
+                            domain
+                        ] = cell
+            print(kind, domain, flush=True)
+    for temperature, mode in ((1.0, "sampled"), (0.0, "greedy")):
+        processed = Warper(temperature)
+        model.warper = processed
+        pooled = pool.build(names, target, model)
+        for domain in sorted({prompt.domain for prompt in asked}):
+            for name, drafter in pooled.items():
+                counts = [decoded(model, drafter, target.stop_tokens, target.encode(prompt.text), options.tokens, k)
+                          for k, prompt in enumerate(asked) if prompt.domain == domain]  # fmt: skip
+                emitted, rounds = np.array(counts, dtype=float).T
+                results["length"].setdefault(mode, {}).setdefault(name, {})[domain] = interval(
+                    emitted, rounds
+                )
+            print(mode, domain, flush=True)
+
+    options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    tables = [("mean acceptance length, " + mode, table) for mode, table in results["length"].items()]
+    for key, table in results["acceptance"].items():
+        first = {name: {d: cell[0] for d, cell in row.items()} for name, row in table.items()}
+        tables.append((f"acceptance at depth 1, {key}", first))
+    options.out.with_suffix(".md").write_text("".join(markdown(*table) for table in tables) + depths(results))
+    draw(tables, options.out.with_suffix(".png"), f"{target.name}, {options.dtype}")
+
+
+def markdown(title: str, table: dict[str, dict[str, list[float]]]) -> str:
+    """A drafter a row, a domain a column; half-widths of the intervals behind the means."""
+    domains = list(next(iter(table.values())))
+    lines = [f"\n{title}\n", f"| drafter | {' | '.join(domains)} |", "|---" * (len(domains) + 1) + "|"]
+    best = {d: max(row[d][0] for row in table.values()) for d in domains}
+    for name, row in table.items():
+        cells = []
+        for d in domains:
+            mean, low, high = row[d]
+            shown = f"**{mean:.2f}**" if mean == best[d] else f"{mean:.2f}"
+            cells.append(f"{shown} ±{(high - low) / 2:.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def depths(results: dict[str, Any]) -> str:
+    """Acceptance by depth, of the generalist and of each expert, on the expert's domain."""
+    text = ""
+    for key, table in results["acceptance"].items():
+        text += (
+            f"\nacceptance by depth, {key}\n\n| domain | drafter | "
+            + " | ".join("12345")
+            + " |\n"
+            + "|---" * 7
+            + "|\n"
+        )
+        for domain in next(iter(table.values())):
+            for name in ("generalist", domain):
+                if name in table:
+                    cells = " | ".join(
+                        f"{mean:.2f} ±{(high - low) / 2:.2f}" for mean, low, high in table[name][domain]
+                    )
+                    text += f"| {domain} | {name} | {cells} |\n"
+    return text
+
+
+def draw(tables: list[tuple[str, dict[str, dict[str, list[float]]]]], path: Path, title: str) -> None:
+    """A heat map per table."""
+    figure = Figure(figsize=(13, 4.2 * ((len(tables) + 1) // 2)), layout="constrained")
+    for axes, (name, table) in zip(figure.subplots(-(-len(tables) // 2), 2).flat, tables, strict=False):
+        drafters, domains = list(table), list(next(iter(table.values())))
+        values = np.array([[table[i][d][0] for d in domains] for i in drafters])
+        picture = axes.imshow(values, cmap="viridis", aspect="auto")
+        axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
+        axes.set_yticks(range(len(drafters)), drafters)
+        middle = (values.min() + values.max()) / 2
+        for (i, k), value in np.ndenumerate(values):
+            axes.text(
+                k, i, f"{value:.2f}", ha="center", va="center", color="black" if value > middle else "white"
+            )
+        axes.set_title(name, fontsize="medium")
+        figure.colorbar(picture, ax=axes)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
