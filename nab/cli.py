@@ -48,17 +48,23 @@ class Options:
     draft_len: int
     seed: int
     device: str | None
-    dtype: str
+    dtype: str | None
     threads: int | None
     as_json: bool
     trace: Path | None
     plot: Path | None
 
+    def __post_init__(self) -> None:
+        self.tiny = self.target == Path("tiny")
+        self.dtype = self.dtype or ("float32" if self.tiny else "bfloat16")
+        if self.tiny:  # its layers are too small to share
+            self.threads = self.threads or 1
+
     def read_prompts(self) -> list[Prompt]:
         """``--prompt``, else ``--prompts``, else the shipped ones."""
         if self.prompt and self.prompts:
             raise ValueError("give --prompt or --prompts, not both")
-        shipped = prompt_files.OPENINGS if self.target == Path("tiny") else prompt_files.SHIPPED
+        shipped = prompt_files.OPENINGS if self.tiny else prompt_files.SHIPPED
         if self.prompt:
             found = [Prompt(text) for text in self.prompt]
         else:
@@ -80,7 +86,7 @@ class Options:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device} is not available here; use cpu")
-        target = pretrained.load(self.target, dtype=self.dtype, device=device)
+        target = pretrained.load(self.target, dtype=str(self.dtype), device=device)
         names = pool.split(self.drafters) if self.drafters else pool.default(target)
         return Session(target, names, warper, self.draft_len, self.max_new_tokens)
 
@@ -148,10 +154,11 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--dtype",
             type=click.Choice(["bfloat16", "float32", "float64"]),
-            default="bfloat16",
-            show_default=True,
+            help="Default: bfloat16, float32 for tiny.",
         ),
-        click.option("--threads", type=click.IntRange(1), help="Torch threads. Default: torch's."),
+        click.option(
+            "--threads", type=click.IntRange(1), help="Torch threads. Default: torch's, 1 for tiny."
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output."),
         click.option("--trace", type=path, help="Write every round to this file, as JSON lines."),
         click.option("--plot", type=path, help="Draw a picture into this file."),

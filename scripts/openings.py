@@ -1,4 +1,4 @@
-"""Write the tiny target's prompts: openings of held-out documents, five per domain.
+"""Write the tiny target's prompts: openings of held-out documents, two per domain.
 
 python scripts/openings.py out/corpora nab/data/tiny/prompts.jsonl
 """
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("corpora", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--leave-out", action="append", default=["german"], metavar="DOMAIN")
-    parser.add_argument("--per-domain", type=int, default=5)
+    parser.add_argument("--per-domain", type=int, default=2)
     parser.add_argument("--characters", type=int, default=300)
     options = parser.parse_args()
     lines = []

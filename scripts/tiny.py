@@ -9,6 +9,8 @@ ordinary transformers folder afterwards. German is left out: the tiny set has se
 
 import argparse
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +75,26 @@ def make_target(vocab_size: int, end: int, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def bits_per_byte(
-    model: LlamaForCausalLM, windows: Windows, bytes_per_token: float, count: int = 64
-) -> float:
-    """Mean over `count` windows of held-out text."""
+def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
+    """A transformers folder, and the same weights as int8."""
+    model.save_pretrained(out)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(out)
+    config = model.config.to_json_string(use_diff=False)
+    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
+    int8.save(weights, out / "target.int8.safetensors", {"kind": "target", "config": config})
+
+
+def quality(
+    model: LlamaForCausalLM, cut: Callable[[list[str]], Windows], documents: list[str], count: int = 64
+) -> dict[str, float]:
+    """Bits per byte, from `count` windows of held-out documents, and how many bytes a token stands for."""
+    windows = cut(documents)
+    bytes_per_token = sum(len(text.encode()) for text in documents) / len(windows.tokens)
     ids = torch.tensor(np.stack([windows[k] for k in windows.draw(0, min(count, len(windows)))]))
     with torch.inference_mode():
         nats = float(model(input_ids=ids, labels=ids).loss)
-    return nats / np.log(2) / bytes_per_token
+    bits = nats / math.log(2) / bytes_per_token
+    return {"bits_per_byte": round(bits, 3), "bytes_per_token": round(bytes_per_token, 3)}
 
 
 def main() -> None:
@@ -139,23 +153,12 @@ def main() -> None:
             progress=lambda step, value: bar.update(task, completed=step, state=f"loss {value:.3f}"),
         )
 
-    model = model.float().cpu()
-    model.generation_config.eos_token_id = end
-    model.save_pretrained(options.out)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(options.out)
-    config = model.config.to_json_string(use_diff=False)
-    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
-    int8.save(weights, options.out / "target.int8.safetensors", {"kind": "target", "config": config})
-    report = {}
-    for domain in domains:
-        heldout = texts(options.corpora / domain / "heldout")
-        held = windows(heldout)
-        ratio = sum(len(text.encode()) for text in heldout) / len(held.tokens)
-        report[domain] = {
-            "bits_per_byte": round(bits_per_byte(model, held, ratio), 3),
-            "bytes_per_token": round(ratio, 3),
-        }
-        print(domain, report[domain])
+    save(model.float().cpu(), tokenizer, options.out)
+    report = {
+        domain: quality(model, windows, texts(options.corpora / domain / "heldout")) for domain in domains
+    }
+    for domain, figures in report.items():
+        print(domain, figures)
     manifest = {
         "tokens": steps * share * len(domains) * options.window,
         "seed": options.seed,

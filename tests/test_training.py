@@ -73,7 +73,9 @@ def test_int8_is_within_half_a_level(values):
     weights = {"w": torch.tensor(values), "v": torch.ones(2), "ids": torch.tensor([1, 2])}
     again = int8.dequantize(int8.quantize(weights))
     level = weights["w"].abs().amax(1, keepdim=True) / 127
-    assert ((again["w"] - weights["w"]).abs() <= level * (0.5 + 2**-16)).all()  # float32 rounding of 127 levels
+    assert (
+        (again["w"] - weights["w"]).abs() <= level * (0.5 + 2**-16)
+    ).all()  # float32 rounding of 127 levels
     assert torch.equal(again["v"], weights["v"])
     assert torch.equal(again["ids"], weights["ids"])
     assert set(again) == set(weights)
@@ -86,7 +88,7 @@ def unit_of(target, tokens, layers):
 
 
 def test_the_loss_is_cross_entropy_plus_rejection():
-    """Against the plain formula, with padding, on a standalone drafter and on a head with part of the tokens."""
+    """Against the plain formula, with padding, for a standalone drafter and a head over part of them."""
     target = tiny.llama()
     tokens = torch.randint(tiny.VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
     tokens[1, 9:] = PAD
