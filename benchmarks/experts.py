@@ -4,8 +4,8 @@
     python benchmarks/experts.py out/corpora --target tiny --out out/experts-tiny
 
 Acceptance of the neural drafters, teacher-forced, on held-out text and on the target's own answers to
-held-out prompts: `sum min(p, q)` at temperature 1 and equality of the likeliest tokens (greedy), at depth 1 to
-5 (the deeper laws of heads read their own features). Mean acceptance length by real decoding of held-out
+held-out prompts: `sum min(p, q)` at temperature 1 and equality of the likeliest tokens (greedy), at depth
+1 to 5 (the deeper laws of heads read their own features). Mean acceptance length by real decoding of held-out
 prompts, each drafter alone. Intervals: 95 %, bootstrap over windows and prompts. Writes OUT.json, OUT.md and
 OUT.png.
 """
