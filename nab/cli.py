@@ -242,7 +242,7 @@ def _prepare(options: Options, policies: Callable[[list[str]], list[str]]) -> tu
         plots.check(options.plot)
     prompts, session = options.read_prompts(), options.open()
     makers = {name: options.policy(name, session.names) for name in policies(session.names)}
-    console = Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 100)
+    console = Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 120)
     return Experiment(session, prompts, makers, options.seed), console
 
 

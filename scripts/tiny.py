@@ -168,4 +168,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on from the last checkpoint") from None
+    except (OSError, ValueError) as problem:
+        raise SystemExit(f"error: {problem}") from None

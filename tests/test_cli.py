@@ -300,3 +300,13 @@ def test_without_a_network_and_a_cache_one_line_says_so(tmp_path):
 def test_a_divergence_is_rounding_when_the_gap_is_within_the_errors():
     assert Divergence(0, ("a", "b"), gap=0.1, error=0.05, reference="float32").is_rounding
     assert not Divergence(0, ("a", "b"), gap=0.11, error=0.05, reference="float32").is_rounding
+
+
+def test_the_tiny_target_brings_its_own_prompts_and_drafters():
+    result = nab("run", "--target", "tiny", "--limit", "1", "--max-new-tokens", "6", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [query["domain"] for query in found["queries"]] == [
+        "c", "english", "javascript", "json", "legal", "mathematics", "python"
+    ]  # fmt: skip
+    assert len(found["total"]["single_drafters"]) == 9
