@@ -39,7 +39,7 @@ PLANS = {
         recipe=Recipe(rate=6e-3),
         expert_rate=3e-3,
     ),
-    "smollm2": Plan(draft_vocab=6144, intermediate=576, depths=3, text=20, answers=20),
+    "smollm2": Plan(draft_vocab=6144, intermediate=416, depths=3, text=20, answers=20),
 }
 STATE = TextColumn("{task.completed}/{task.total} {task.fields[state]}")
 LAYERS = {"tiny": (-1,), "smollm2": (20, -1)}

@@ -184,7 +184,9 @@ class Teacher:
 class Student(Protocol):
     """A drafter in training."""
 
-    tokens: Tensor
+    @property
+    def tokens(self) -> Tensor:
+        """Ids of its draft vocabulary, ``(draft_vocab,)``."""
 
     def laws(self, unit: Unit, depths: int) -> list[Tensor]:
         """Logits over ``tokens`` at depth 1 .. ``depths``, each ``(rows, length, draft_vocab)``."""
@@ -196,7 +198,11 @@ class Standalone(nn.Module):
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("tokens", torch.arange(model.config.vocab_size), persistent=False)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The target's whole vocabulary."""
+        return torch.arange(self.model.config.vocab_size, device=self.model.device)
 
     def laws(self, unit: Unit, depths: int) -> list[Tensor]:
         """See ``Student``."""
@@ -249,7 +255,7 @@ def teacher_laws(unit: Unit, output: Tensor, tokens: Tensor) -> Tensor:
 
 
 def distillation_loss(
-    student: Any, unit: Unit, output: Tensor, *, depths: int, rejection: float = 1.0, decay: float = 0.8
+    student: Student, unit: Unit, output: Tensor, *, depths: int, rejection: float = 1.0, decay: float = 0.8
 ) -> Tensor:
     """Cross-entropy from the target's law plus ``rejection`` times the probability of rejection.
 
@@ -353,7 +359,7 @@ def train(
         tokens = draft_vocabulary(sample, plan.draft_vocab, len(output))
         shape = Shape(teacher.layers, plan.intermediate, plan.draft_vocab)
         model: Any = HeadModel(shape, target, tokens)
-        student: Any = Feature(model)
+        student: Student = Feature(model)
         initial.pop("tokens", None)
         metadata = {"kind": "head", "shape": shape.to_json(), "width": str(output.shape[1])}
     else:
@@ -384,4 +390,4 @@ def draft_vocabulary(units: Sequence[Unit], size: int, vocab_size: int) -> Tenso
     for unit in units:
         tokens = unit.tokens[unit.tokens != PAD].long().cpu()
         counts += torch.bincount(tokens, minlength=vocab_size)
-    return counts.argsort(descending=True, stable=True)[:size]
+    return counts.argsort(descending=True, stable=True)[:size].int()

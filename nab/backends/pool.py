@@ -119,7 +119,9 @@ def _read(file: Path, name: str, target: Pretrained, model: CausalLM) -> Languag
 def _misfit(metadata: dict[str, str], target: Pretrained) -> str:
     """What keeps a drafter from this target; empty if nothing."""
     config = target.model.config.get_text_config()
-    if metadata.get("vocabulary") != target.vocabulary:  # a target's file has none
+    if "vocabulary" not in metadata:
+        return "is no drafter for"
+    if metadata["vocabulary"] != target.vocabulary:
         return "has another vocabulary than"
     layers = [0] if "shape" not in metadata else Shape.from_json(metadata["shape"]).layers
     width = int(metadata.get("width", config.hidden_size))
