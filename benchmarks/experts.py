@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import nab
 from nab.backends import pool
-from nab.backends.distill import PAD, Feature, Standalone, Teacher, teacher_laws
+from nab.backends.distill import PAD, Feature, Standalone, Teacher, Unit, teacher_laws
 from nab.backends.heads import Head
 from nab.backends.pretrained import load
 from nab.backends.torch import CausalLM, Warper
@@ -40,13 +40,17 @@ def student(drafter: Any) -> Any:
 
 
 @torch.inference_mode()
-def acceptance(learned: Any, teacher: Teacher, units: list[Any]) -> np.ndarray:
+def with_likeliest(unit: Unit, output: torch.Tensor) -> tuple[Unit, torch.Tensor]:
+    """A unit and the target's likeliest token at each position, `(rows, length)`."""
+    return unit, (unit.hidden[:, :, -1].to(output.dtype) @ output.T).argmax(-1)
+
+
+@torch.inference_mode()
+def acceptance(learned: Any, output: torch.Tensor, units: list[tuple[Unit, torch.Tensor]]) -> np.ndarray:
     """Means over rows, `(rows, 2, depths)`: at temperature 1 and greedy; one depth where all are alike."""
-    output = teacher.target.model.get_output_embeddings().weight
     found = []
-    for unit in units:
+    for unit, likeliest in units:
         p = teacher_laws(unit, output, learned.tokens)
-        likeliest = (unit.hidden[:, :, -1].to(output.dtype) @ output.T).argmax(-1)
         laws = learned.laws(unit, DEPTHS)
         columns = []
         for depth, logits in enumerate(laws):
@@ -104,15 +108,16 @@ def main() -> None:
     teacher = Teacher(target, options.corpora, options.out.parent / f"{options.out.name}-units",
                       tuple(sorted(layers | {last})), part="heldout")  # fmt: skip
     domains = options.domain or [d for d in teacher.domains if d != "german"]
+    output = target.model.get_output_embeddings().weight
     stopping = {"max_new_tokens": options.tokens, "stop_tokens": target.stop_tokens}
     results: dict[str, Any] = {"acceptance": {}, "length": {}}
 
     for kind in ("text", "answers"):
         for domain in domains:
-            units = [teacher.unit(domain, kind, k) for k in range(options.units)]
+            units = [with_likeliest(teacher.unit(domain, kind, k), output) for k in range(options.units)]
             for name, drafter in drafters.items():
                 if learned := student(drafter):
-                    rows = acceptance(learned, teacher, units)
+                    rows = acceptance(learned, output, units)
                     for k, mode in enumerate(("sampled", "greedy")):
                         cell = [interval(rows[:, k, depth]) for depth in range(rows.shape[2])]
                         results["acceptance"].setdefault(f"{kind}, {mode}", {}).setdefault(name, {})[
@@ -124,8 +129,8 @@ def main() -> None:
         model.warper = processed
         pooled = pool.build(names, target, model)
         for domain in domains:
+            prompts = teacher.prompts(domain, options.limit)
             for name, drafter in pooled.items():
-                prompts = teacher.prompts(domain, options.limit)
                 counts = [decoded(model, drafter, ids, stopping, k) for k, ids in enumerate(prompts)]
                 emitted, rounds = np.array(counts, dtype=float).T
                 results["length"].setdefault(mode, {}).setdefault(name, {})[domain] = interval(

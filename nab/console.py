@@ -174,9 +174,8 @@ def _table(title: str, caption: str, left: Sequence[str], right: Sequence[str]) 
     for heading in left:
         table.add_column(heading, no_wrap=True)
     for heading in right:
-        table.add_column(
-            heading, justify="right", no_wrap=True, min_width=5
-        )  # a heading may be cut, no number
+        # a heading may be cut, no number
+        table.add_column(heading, justify="right", no_wrap=True, min_width=5)
     return table
 
 

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from console import guarded, steps_bar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nab.backends import int8
+from nab.backends.pretrained import llama_file
 from nab.backends.training import Recipe, Windows, fit
 
 END = "<end>"
-STATE = TextColumn("{task.completed}/{task.total} {task.fields[state]}")
 
 
 def texts(folder: Path) -> list[str]:
@@ -79,9 +79,8 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     """A transformers folder, and the same weights as int8."""
     model.save_pretrained(out)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(out)
-    config = model.config.to_json_string(use_diff=False)
-    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
-    int8.save(weights, out / "target.int8.safetensors", {"kind": "target", "config": config})
+    weights, config = llama_file(model)
+    int8.save(weights, out / "target.int8.safetensors", {"kind": "target", **config})
 
 
 def quality(
@@ -141,8 +140,7 @@ def main() -> None:
         ids = torch.tensor(np.stack(rows), device=options.device)
         return model(input_ids=ids, labels=ids).loss
 
-    columns = [TextColumn("{task.description}"), BarColumn(), STATE, TimeRemainingColumn()]
-    with Progress(*columns) as bar:
+    with steps_bar() as bar:
         task = bar.add_task("target", total=steps, state="")
         fit(
             model,
@@ -168,9 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on from the last checkpoint") from None
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from None
+    guarded(main)

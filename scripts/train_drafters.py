@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from console import guarded, steps_bar
 
 from nab.backends import int8
 from nab.backends.distill import Plan, Teacher, train
@@ -41,7 +41,6 @@ PLANS = {
     ),
     "smollm2": Plan(draft_vocab=6144, intermediate=416, depths=3, text=20, answers=20),
 }
-STATE = TextColumn("{task.completed}/{task.total} {task.fields[state]}")
 LAYERS = {"tiny": (-1,), "smollm2": (20, -1)}
 """Hidden states that heads read, counted as in Python."""
 
@@ -76,8 +75,7 @@ def main() -> None:
         raise SystemExit(f"no such domain: {', '.join(sorted(unknown))}; there are {', '.join(domains)}")
     options.out.mkdir(parents=True, exist_ok=True)
 
-    columns = [TextColumn("{task.description}"), BarColumn(), STATE, TimeRemainingColumn()]
-    with Progress(*columns) as bar:
+    with steps_bar() as bar:
         if options.prepare:
             names = [(domain, *name) for name in plan.names() for domain in wanted]
             task = bar.add_task("units", total=len(names), state="")
@@ -117,9 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on from the last checkpoint") from None
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from None
+    guarded(main)

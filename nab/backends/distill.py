@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nab.backends import int8
 from nab.backends.heads import HeadModel, Shape
-from nab.backends.pretrained import Pretrained
+from nab.backends.pretrained import Pretrained, llama_file
 from nab.backends.training import Progress, Recipe, fit
 
 PAD = -1
@@ -355,17 +355,15 @@ def train(
     output = target.get_output_embeddings().weight.detach()
     initial = int8.load(start) if start else {}
     if plan.width is None:
-        sample = [teacher.unit(d, *name) for d in domains for name in plan.names()]
+        sample = (teacher.unit(d, *name) for d in domains for name in plan.names())
         tokens = draft_vocabulary(sample, plan.draft_vocab, len(output))
         shape = Shape(teacher.layers, plan.intermediate, plan.draft_vocab)
         model: Any = HeadModel(shape, target, tokens)
         student: Student = Feature(model)
         initial.pop("tokens", None)
-        metadata = {"kind": "head", "shape": shape.to_json(), "width": str(output.shape[1])}
     else:
         model = small_llama(len(output), plan.width, plan.intermediate, teacher.target)
         student = Standalone(model)
-        metadata = {"kind": "standalone", "config": model.config.to_json_string(use_diff=False)}
     if initial:
         model.load_state_dict(initial, strict=False)
     model.to(target.device).train()
@@ -379,12 +377,17 @@ def train(
     steps = plan.steps(len(domains))
     fit(model, loss, steps=steps, folder=folder, recipe=recipe, progress=progress)
     seen = steps * plan.batch * teacher.rows * teacher.length
-    metadata |= {"vocabulary": teacher.target.vocabulary, "domains": ",".join(domains), "tokens": str(seen)}
-    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
-    return weights, metadata
+    if plan.width is None:
+        weights = model.state_dict()
+        kind = {"kind": "head", "shape": model.shape.to_json(), "width": str(output.shape[1])}
+    else:
+        weights, config = llama_file(model)
+        kind = {"kind": "standalone", **config}
+    learned = {"vocabulary": teacher.target.vocabulary, "domains": ",".join(domains), "tokens": str(seen)}
+    return weights, kind | learned
 
 
-def draft_vocabulary(units: Sequence[Unit], size: int, vocab_size: int) -> Tensor:
+def draft_vocabulary(units: Iterable[Unit], size: int, vocab_size: int) -> Tensor:
     """The ``size`` most frequent tokens of ``units``, by falling frequency."""
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for unit in units:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -64,22 +64,22 @@ def build(names: Sequence[str], target: Pretrained, model: CausalLM) -> dict[str
         ValueError: on an unknown name, the same name twice, or a drafter that does not fit the target.
     """
     pool: dict[str, LanguageModel] = {}
+    available = shipped(target)
     for name in names:
         label = Path(name).name.removesuffix(".safetensors")
         if label in pool:
             raise ValueError(f"drafter {label} is named twice")
-        pool[label] = _build(name, target, model)
+        pool[label] = _build(name, available, target, model)
     if not pool:
         raise ValueError("the pool needs at least one drafter")
     return pool
 
 
-def _build(name: str, target: Pretrained, model: CausalLM) -> LanguageModel:
+def _build(name: str, available: Mapping[str, Path], target: Pretrained, model: CausalLM) -> LanguageModel:
     if name == "lookup":
         return _lifted(Lookup(target.vocab_size), model, name)
     if name == "early-exit":
         return CausalLM(early_exit(model.model, EARLY_EXIT_LAYERS), model.warper, name=name)
-    available = shipped(target)
     path = available.get(name) or Path(name).expanduser()
     if path.is_file():
         return _read(path, name, target, model)

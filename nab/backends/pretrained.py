@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -160,8 +161,14 @@ def load(path: Path | None = None, *, dtype: str = "bfloat16", device: str = "cp
     return Pretrained(source.name, model.to(device), tokenizer)
 
 
+def llama_file(model: LlamaForCausalLM) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights and metadata to ``int8.save`` for ``load_llama``; the output matrix is the tied embedding."""
+    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
+    return weights, {"config": model.config.to_json_string(use_diff=False)}
+
+
 def load_llama(file: Path) -> Any:
-    """A small Llama, float32, from a file of ``int8.save`` whose metadata has its ``config``.
+    """A small Llama, float32, from what ``llama_file`` gave to ``int8.save``.
 
     Raises:
         ValueError: if weights are missing, left over or misshapen, naming them.

@@ -87,8 +87,10 @@ class Session:
                 )
         return ids
 
-    def _models(self) -> list[CausalLM]:
-        return [model for model in (self.model, *self.drafters.values()) if isinstance(model, CausalLM)]
+    def _models(self) -> list[CausalLM | Head]:
+        """Those with a cache and a context."""
+        models = (self.model, *self.drafters.values())
+        return [model for model in models if isinstance(model, CausalLM | Head)]
 
     def query(self, *, plain: bool = False, domain: str = "") -> Query:
         """An empty query over this pool; ``plain`` decodes without drafts."""
@@ -96,9 +98,8 @@ class Session:
 
     def decode(self, query: Query, prompt: Sequence[int], selector: Chooses, rng: Any) -> Generator[Round]:
         """Fill ``query`` with the answer to ``prompt``, round by round."""
-        for model in (self.model, *self.drafters.values()):
-            if isinstance(model, CausalLM | Head):
-                model.reset()
+        for model in self._models():
+            model.reset()
         return query.run(
             self.model,
             list(self.drafters.values()),
