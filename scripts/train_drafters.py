@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,7 +40,7 @@ PLANS = {
         recipe=Recipe(rate=6e-3),
         expert_rate=3e-3,
     ),
-    "smollm2": Plan(draft_vocab=6144, intermediate=416, depths=3, text=20, answers=20),
+    "smollm2": Plan(draft_vocab=6144, intermediate=416, depths=3, text=20, answers=8, expert_passes=1.4),
 }
 LAYERS = {"tiny": (-1,), "smollm2": (20, -1)}
 """Hidden states that heads read, counted as in Python."""
@@ -54,9 +55,16 @@ def main() -> None:
     parser.add_argument("--domain", action="append", help="only this one; may be repeated")
     parser.add_argument("--leave-out", action="append", metavar="DOMAIN", help="default: german")
     parser.add_argument("--start", type=Path, help="a trained generalist to go on from")
+    parser.add_argument("--kind", choices=("text", "answers"), help="with --prepare: only these units")
+    parser.add_argument("--only-generalist", action="store_true", help="train no experts")
     parser.add_argument("--prepare", action="store_true", help="only compute answers and hidden states")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", help="of the target")
+    parser.add_argument("--dtype", default="bfloat16", help="of the target")
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="train in it; on by itself on CUDA, and worth it on CPUs with AVX512-BF16 or AMX",
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cache", type=Path, help="of the target's part; default: OUT/units")
     options = parser.parse_args()
@@ -67,6 +75,7 @@ def main() -> None:
     last = target.model.config.get_text_config().num_hidden_layers
     layers = tuple(last if k == -1 else k for k in LAYERS[options.plan])
     plan = PLANS[options.plan]
+    plan = replace(plan, recipe=replace(plan.recipe, bfloat16=options.bfloat16 or None))
     teacher = Teacher(target, options.corpora, options.cache or options.out / "units", layers)
     left_out = set(options.leave_out or ["german"])
     domains = [domain for domain in teacher.domains if domain not in left_out]
@@ -78,6 +87,7 @@ def main() -> None:
     with steps_bar() as bar:
         if options.prepare:
             names = [(domain, *name) for name in plan.names() for domain in wanted]
+            names = [name for name in names if options.kind in (None, name[1])]
             task = bar.add_task("units", total=len(names), state="")
             for name in names:
                 teacher.unit(*name)
@@ -109,6 +119,8 @@ def main() -> None:
             (options.out / f"{name}.json").write_text(json.dumps(metadata | run, indent=2) + "\n")
             return file
 
+        if options.only_generalist:
+            wanted = []
         generalist = one("generalist", domains, options.start)
         for domain in wanted:
             one(domain, [domain], generalist)

@@ -115,6 +115,18 @@ def corpora(tmp_path):
     return tmp_path / "corpora"
 
 
+def test_listed_requests_take_turns_with_openings(corpora, tmp_path):
+    (corpora / "a" / "requests").mkdir()
+    (corpora / "a" / "requests" / "train.txt").write_text("first\nsecond\n")
+    target = pretrained.load(tiny.save(tmp_path / "target", tiny.llama()), dtype="float32")
+    teacher = Teacher(target, corpora, tmp_path / "units", (3,), rows=4, length=32)
+    assert all(len(ids) == 8 for ids in teacher.prompts("a", 4, opening=8))  # no chat: openings alone
+    target.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    asked = [target.tokenizer.decode(ids) for ids in teacher.prompts("a", 6, opening=8)]
+    assert asked[1::2] == ["first", "second", "first"]
+    assert all("text" in request for request in asked[::2])
+
+
 @pytest.mark.parametrize("width", [None, 32])
 def test_an_expert_learns_its_domain_and_decodes(corpora, tmp_path, width):
     """The whole way: units, generalist, expert, file, pool; the expert beats the generalist on its domain."""

@@ -117,15 +117,23 @@ class Teacher:
         )
 
     def prompts(self, domain: str, count: int, opening: int = 48) -> list[list[int]]:
-        """Token ids of the first ``count`` requests of ``domain``, each with ``opening`` tokens of text."""
+        """Token ids of the first ``count`` requests of ``domain``.
+
+        Requests to go on from ``opening`` tokens of text and, in turn with them, those that
+        ``<domain>/requests/<part>.txt`` lists, one a line, if there is such a file and the target chats.
+        """
         # from the far end, so that the answers are not to the first windows of the text units
         windows, found = self.windows(domain)[::-1], []
+        tokenizer, file = self.target.tokenizer, self.corpora / domain / "requests" / f"{self.part}.txt"
+        listed = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         for k in range(count):
             ids = windows[k % len(windows)][:opening].tolist()
-            if self.target.tokenizer.chat_template:
-                request = REQUESTS[k % len(REQUESTS)].format(
-                    domain=domain, text=self.target.tokenizer.decode(ids).strip() or domain
+            if tokenizer.chat_template:
+                request = REQUESTS[k // 2 % len(REQUESTS)].format(
+                    domain=domain, text=tokenizer.decode(ids).strip() or domain
                 )
+                if listed and k % 2:
+                    request = listed[k // 2 % len(listed)]
                 ids = self.target.encode(request)
             found.append(ids)
         return found
@@ -148,10 +156,13 @@ class Teacher:
         """One forward of the target over rows that may end with ``PAD``."""
         tokens = tokens.to(self.target.model.device)
         ids = tokens.clamp_min(0)
-        output = self.target.model(input_ids=ids, output_hidden_states=True, use_cache=False)
-        hidden = torch.stack([output.hidden_states[layer] for layer in self.layers], 2)
-        log_mass = torch.stack([row.float().logsumexp(-1) for row in output.logits])
-        return Unit(tokens.int(), hidden.bfloat16(), log_mass)
+        model: Any = self.target.model
+        read = model(input_ids=ids, output_hidden_states=True, use_cache=False, logits_to_keep=1)
+        hidden = torch.stack([read.hidden_states[layer] for layer in self.layers], 2).bfloat16()
+        # of the rounded states, as in ``teacher_laws``, but in float32: a bfloat16 logit of 20 is off by .06
+        output = model.get_output_embeddings().weight.float()
+        log_mass = torch.stack([(row.float() @ output.T).logsumexp(-1) for row in hidden[:, :, -1]])
+        return Unit(tokens.int(), hidden, log_mass)
 
     def _answer(self, domain: str, number: int) -> Tensor:
         """``(rows, length)``: requests with their sampled answers."""
@@ -250,8 +261,9 @@ def small_llama(vocab_size: int, width: int, intermediate: int, target: Pretrain
 
 def teacher_laws(unit: Unit, output: Tensor, tokens: Tensor) -> Tensor:
     """Masses the target gives to ``tokens``, ``(rows, length, len(tokens))``; they sum to at most 1."""
-    logits = unit.hidden[:, :, -1].to(output.dtype) @ output[tokens].T
-    return (logits.float() - unit.log_mass[..., None]).exp()
+    with torch.autocast(unit.hidden.device.type, enabled=False):
+        logits = unit.hidden[:, :, -1].float() @ output[tokens].float().T
+        return (logits - unit.log_mass[..., None]).exp()
 
 
 def distillation_loss(
@@ -358,7 +370,7 @@ def train(
         sample = (teacher.unit(d, *name) for d in domains for name in plan.names())
         tokens = draft_vocabulary(sample, plan.draft_vocab, len(output))
         shape = Shape(teacher.layers, plan.intermediate, plan.draft_vocab)
-        model: Any = HeadModel(shape, target, tokens)
+        model: Any = HeadModel(shape, target, tokens).float()
         student: Student = Feature(model)
         initial.pop("tokens", None)
     else:
