@@ -62,7 +62,7 @@ def main() -> None:
             "tokens": str(sum(map(len, documents))),
             **{key: str(source[key]) for key in ("package", "version", "sha256", "licence") if key in source},
         }
-        file = arguments.out / f"{domain}.safetensors"
+        file = arguments.out / f"ngram-{domain}.safetensors"
         save_file(model.arrays(), file, metadata)
         print(f"{file}: {file.stat().st_size / 1e6:.2f} MB from {metadata['tokens']} tokens")
 

@@ -86,7 +86,7 @@ def test_ngrams_survive_a_file_and_keep_the_most_frequent(tmp_path):
 
 @pytest.mark.parametrize("name", ["german", "json", "legal", "python"])
 def test_the_shipped_models_are_laws_and_name_their_source(name):
-    file = pool.NGRAMS / f"{name}.safetensors"
+    file = pool.NGRAMS / f"ngram-{name}.safetensors"
     assert file.stat().st_size < 1.5e6
     with pool.safe_open(file, framework="numpy") as tensors:
         metadata = tensors.metadata()
