@@ -115,6 +115,13 @@ def corpora(tmp_path):
     return tmp_path / "corpora"
 
 
+def test_units_of_other_layers_are_refused(corpora, tmp_path):
+    target = pretrained.load(tiny.save(tmp_path / "target", tiny.llama()), dtype="float32")
+    Teacher(target, corpora, tmp_path / "units", (1, 3), rows=4, length=32).text("a", 0)
+    with pytest.raises(ValueError, match=r"holds layers \(1, 3\), not \(2, 3\): delete it"):
+        Teacher(target, corpora, tmp_path / "units", (2, 3), rows=4, length=32).text("a", 0)
+
+
 def test_listed_requests_take_turns_with_openings(corpora, tmp_path):
     (corpora / "a" / "requests").mkdir()
     (corpora / "a" / "requests" / "train.txt").write_text("first\nsecond\n")

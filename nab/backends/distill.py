@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -146,9 +147,14 @@ class Teacher:
         file = self.cache / self.part / f"{name}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            draft = file.with_suffix(".partial")
-            save_file({k: v.contiguous() for k, v in make()._asdict().items()}, draft)
+            draft = file.with_suffix(f".{os.getpid()}.partial")  # several processes may fill one cache
+            tensors = {k: v.contiguous() for k, v in make()._asdict().items()}
+            save_file(tensors, draft, {"layers": str(self.layers)})
             draft.replace(file)
+        if (made := int8.metadata(file).get("layers")) != str(self.layers):
+            raise ValueError(
+                f"{file} holds layers {made}, not {self.layers}: delete it, or use another cache"
+            )
         return Unit(**load_file(file, device=str(self.target.model.device)))
 
     @torch.inference_mode()
