@@ -59,11 +59,11 @@ def main() -> None:
     parser.add_argument("--only-generalist", action="store_true", help="train no experts")
     parser.add_argument("--prepare", action="store_true", help="only compute answers and hidden states")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="bfloat16", help="of the target")
+    parser.add_argument("--dtype", help="of the target; default: bfloat16 with --bfloat16, else float32")
     parser.add_argument(
         "--bfloat16",
         action="store_true",
-        help="train in it; on by itself on CUDA, and worth it on CPUs with AVX512-BF16 or AMX",
+        help="products in it; training on CUDA has them so anyway, and some CPUs are faster in it",
     )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cache", type=Path, help="of the target's part; default: OUT/units")
@@ -71,7 +71,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
 
-    target = load(options.target, dtype=options.dtype, device=options.device)
+    dtype = options.dtype or ("bfloat16" if options.bfloat16 else "float32")
+    target = load(options.target, dtype=dtype, device=options.device)
     last = target.model.config.get_text_config().num_hidden_layers
     layers = tuple(last if k == -1 else k for k in LAYERS[options.plan])
     plan = PLANS[options.plan]
@@ -86,8 +87,8 @@ def main() -> None:
 
     with steps_bar() as bar:
         if options.prepare:
-            names = [(domain, *name) for name in plan.names() for domain in wanted]
-            names = [name for name in names if options.kind in (None, name[1])]
+            wished = [name for name in plan.names() if options.kind in (None, name[0])]
+            names = [(domain, *name) for name in wished for domain in wanted]
             task = bar.add_task("units", total=len(names), state="")
             for name in names:
                 teacher.unit(*name)
@@ -119,9 +120,9 @@ def main() -> None:
             (options.out / f"{name}.json").write_text(json.dumps(metadata | run, indent=2) + "\n")
             return file
 
-        if options.only_generalist:
-            wanted = []
         generalist = one("generalist", domains, options.start)
+        if options.only_generalist:
+            return
         for domain in wanted:
             one(domain, [domain], generalist)
 

@@ -130,11 +130,11 @@ class Teacher:
         for k in range(count):
             ids = windows[k % len(windows)][:opening].tolist()
             if tokenizer.chat_template:
-                request = REQUESTS[k // 2 % len(REQUESTS)].format(
-                    domain=domain, text=tokenizer.decode(ids).strip() or domain
-                )
                 if listed and k % 2:
                     request = listed[k // 2 % len(listed)]
+                else:
+                    text = tokenizer.decode(ids).strip() or domain
+                    request = REQUESTS[k // 2 % len(REQUESTS)].format(domain=domain, text=text)
                 ids = self.target.encode(request)
             found.append(ids)
         return found
