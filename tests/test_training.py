@@ -115,11 +115,17 @@ def corpora(tmp_path):
     return tmp_path / "corpora"
 
 
-def test_units_of_other_layers_are_refused(corpora, tmp_path):
+def test_units_of_other_layers_are_kept_apart(corpora, tmp_path):
     target = pretrained.load(tiny.save(tmp_path / "target", tiny.llama()), dtype="float32")
-    Teacher(target, corpora, tmp_path / "units", (1, 3), rows=4, length=32).text("a", 0)
-    with pytest.raises(ValueError, match=r"holds layers \(1, 3\), not \(2, 3\): delete it"):
-        Teacher(target, corpora, tmp_path / "units", (2, 3), rows=4, length=32).text("a", 0)
+    for layers in ((1, 3), (2, 3), (3,)):
+        teacher = Teacher(target, corpora, tmp_path / "units", layers, rows=4, length=32)
+        assert teacher.text("a", 0).hidden.shape == (4, 32, len(layers), target.model.config.hidden_size)
+    first, second = (
+        Teacher(target, corpora, tmp_path / "units", layers, rows=4, length=32).text("a", 0)
+        for layers in ((1, 3), (2, 3))
+    )
+    assert torch.equal(first.hidden[:, :, 1], second.hidden[:, :, 1])
+    assert not torch.equal(first.hidden[:, :, 0], second.hidden[:, :, 0])
 
 
 def test_listed_requests_take_turns_with_openings(corpora, tmp_path):
