@@ -6,8 +6,10 @@
 Acceptance of the neural drafters, teacher-forced, on held-out text and on the target's own answers to
 held-out prompts: `sum min(p, q)` at temperature 1 and equality of the likeliest tokens (greedy), at depth
 1 to 5 (the deeper laws of heads read their own features). Mean acceptance length by real decoding of held-out
-prompts, each drafter alone. Intervals: 95 %, bootstrap over windows and prompts. Writes OUT.json, OUT.md and
-OUT.png.
+prompts, each drafter alone. Intervals: 95 %, bootstrap over windows and prompts.
+
+Every cell goes to OUT.jsonl when it is known, and cells that are there are not made again: a run that was
+stopped goes on, and several processes (say, one per --domain) may share OUT. Writes OUT.md and OUT.png.
 """
 
 import argparse
@@ -50,7 +52,7 @@ def acceptance(learned: Any, output: torch.Tensor, units: list[tuple[Unit, torch
     """Means over rows, `(rows, 2, depths)`: at temperature 1 and greedy; one depth where all are alike."""
     found = []
     for unit, likeliest in units:
-        p = teacher_laws(unit, output, learned.tokens)
+        p = teacher_laws(unit, output[learned.tokens])
         laws = learned.laws(unit, DEPTHS)
         columns = []
         for depth, logits in enumerate(laws):
@@ -62,14 +64,14 @@ def acceptance(learned: Any, output: torch.Tensor, units: list[tuple[Unit, torch
     return np.concatenate(found)
 
 
-def interval(values: np.ndarray, weights: np.ndarray | None = None) -> list[float]:
+def interval(values: Any, weights: Any = None) -> list[float]:
     """Mean, and the 95 % bootstrap interval over axis 0; ratios of sums where `weights` are given."""
+    values = np.asarray(values, dtype=float)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     picks = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
-    if weights is None:
-        means, mean = values[picks].mean(1), values.mean()
-    else:
-        means, mean = values[picks].sum(1) / weights[picks].sum(1), values.sum() / weights.sum()
-    return [round(float(x), 4) for x in (mean, *np.quantile(means, [0.025, 0.975]))]
+    means = values[picks].sum(1) / weights[picks].sum(1)
+    found = (values.sum() / weights.sum(), *np.quantile(means, [0.025, 0.975]))
+    return [round(float(x), 4) for x in found]
 
 
 def decoded(model: CausalLM, drafter: Any, ids: list[int], stopping: dict[str, Any], seed: int) -> list[int]:
@@ -82,12 +84,32 @@ def decoded(model: CausalLM, drafter: Any, ids: list[int], stopping: dict[str, A
     return [sum(lengths), len(lengths)]
 
 
+class Cells:
+    """Results in a file of JSON lines: `{"table": ..., "drafter": ..., "domain": ..., ...}`."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def read(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """By table, drafter and domain, in the order in which they were made."""
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        cells = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut
+        return {(cell["table"], cell["drafter"], cell["domain"]): cell for cell in cells}
+
+    def add(self, table: str, drafter: str, domain: str, **values: Any) -> None:
+        """One line, written at once."""
+        cell = {"table": table, "drafter": drafter, "domain": domain, **values}
+        cut = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
+        with self.file.open("a") as stream:
+            stream.write("\n" * cut + json.dumps(cell) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("corpora", type=Path)
     parser.add_argument("--target", type=Path)
     parser.add_argument("--drafters", help="names or files, comma-separated; default: all that fit")
-    parser.add_argument("--out", type=Path, required=True, help="results go to OUT.json, OUT.md and OUT.png")
+    parser.add_argument("--out", type=Path, required=True, help="results go to OUT.jsonl, OUT.md and OUT.png")
     parser.add_argument("--units", type=int, default=2, help="units of 16 windows per domain and kind")
     parser.add_argument("--tokens", type=int, default=128, help="of an answer")
     parser.add_argument("--domain", action="append", help="default: all but german")
@@ -100,8 +122,7 @@ def main() -> None:
 
     target = load(options.target, dtype=options.dtype, device=options.device)
     names = pool.split(options.drafters) if options.drafters else pool.default(target)
-    warper = Warper()
-    model = CausalLM(target.model, warper, name=target.name)
+    model = CausalLM(target.model, Warper(), name=target.name)
     drafters = pool.build(names, target, model)
     layers = {layer for d in drafters.values() if isinstance(d, Head) for layer in d.model.shape.layers}
     last = target.model.config.get_text_config().num_hidden_layers
@@ -110,46 +131,60 @@ def main() -> None:
     domains = options.domain or [d for d in teacher.domains if d != "german"]
     output = target.model.get_output_embeddings().weight
     stopping = {"max_new_tokens": options.tokens, "stop_tokens": target.stop_tokens}
-    results: dict[str, Any] = {"acceptance": {}, "length": {}}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    cells = Cells(options.out.parent / f"{options.out.name}.jsonl")
+    known = cells.read()
 
+    learned = {name: student(drafter) for name, drafter in drafters.items() if student(drafter)}
     for kind in ("text", "answers"):
+        tables = [f"acceptance, {kind}, {mode}" for mode in ("sampled", "greedy")]
         for domain in domains:
-            units = [with_likeliest(teacher.unit(domain, kind, k), output) for k in range(options.units)]
-            for name, drafter in drafters.items():
-                if learned := student(drafter):
-                    rows = acceptance(learned, output, units)
-                    for k, mode in enumerate(("sampled", "greedy")):
-                        cell = [interval(rows[:, k, depth]) for depth in range(rows.shape[2])]
-                        results["acceptance"].setdefault(f"{kind}, {mode}", {}).setdefault(name, {})[
-                            domain
-                        ] = cell
+            left = [name for name in learned if (tables[1], name, domain) not in known]
+            wanted = range(options.units if left else 0)
+            units = [with_likeliest(teacher.unit(domain, kind, k), output) for k in wanted]
+            for name in left:
+                rows = acceptance(learned[name], output, units)
+                for table, values in zip(tables, rows.transpose(1, 0, 2), strict=True):
+                    cells.add(table, name, domain, rows=values.round(4).tolist())
             print(kind, domain, flush=True)
     for temperature, mode in ((1.0, "sampled"), (0.0, "greedy")):
-        processed = Warper(temperature)
-        model.warper = processed
+        model.warper = Warper(temperature)
         pooled = pool.build(names, target, model)
+        table = f"mean acceptance length, {mode}"
         for domain in domains:
             prompts = teacher.prompts(domain, options.limit)
             for name, drafter in pooled.items():
-                counts = [decoded(model, drafter, ids, stopping, k) for k, ids in enumerate(prompts)]
-                emitted, rounds = np.array(counts, dtype=float).T
-                results["length"].setdefault(mode, {}).setdefault(name, {})[domain] = interval(
-                    emitted, rounds
-                )
+                if (table, name, domain) not in known:
+                    counts = [decoded(model, drafter, ids, stopping, k) for k, ids in enumerate(prompts)]
+                    emitted, rounds = zip(*counts, strict=True)
+                    cells.add(table, name, domain, emitted=emitted, rounds=rounds)
             print(mode, domain, flush=True)
+    show(cells, options.out, f"{target.name}, {options.dtype}")
 
-    options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    tables = [("mean acceptance length, " + mode, table) for mode, table in results["length"].items()]
-    for key, table in results["acceptance"].items():
-        first = {name: {d: cell[0] for d, cell in row.items()} for name, row in table.items()}
-        tables.append((f"acceptance at depth 1, {key}", first))
-    options.out.with_suffix(".md").write_text("".join(markdown(*table) for table in tables) + depths(results))
-    draw(tables, options.out.with_suffix(".png"), f"{target.name}, {options.dtype}")
+
+def show(cells: Cells, out: Path, title: str) -> None:
+    """Tables and heat maps of all cells."""
+    lengths: dict[str, dict[str, dict[str, list[float]]]] = {}
+    accepted: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    for (table, name, domain), cell in sorted(cells.read().items(), key=lambda item: item[0][2]):
+        if "emitted" in cell:
+            mean = interval(cell["emitted"], cell["rounds"])
+            lengths.setdefault(table, {}).setdefault(name, {})[domain] = mean
+        else:
+            by_depth = [interval(column) for column in zip(*cell["rows"], strict=True)]
+            accepted.setdefault(table, {}).setdefault(name, {})[domain] = by_depth
+    tables = list(lengths.items())
+    for key, rows in accepted.items():
+        first = {name: {d: cell[0] for d, cell in row.items()} for name, row in rows.items()}
+        tables.append((f"{key}, depth 1", first))
+    text = "".join(markdown(*table) for table in tables) + depths(accepted)
+    out.with_suffix(".md").write_text(text)
+    draw(tables, out.with_suffix(".png"), title)
 
 
 def markdown(title: str, table: dict[str, dict[str, list[float]]]) -> str:
     """A drafter a row, a domain a column; half-widths of the intervals behind the means."""
-    domains = list(next(iter(table.values())))
+    domains = sorted(set.intersection(*(set(row) for row in table.values())))
     lines = [f"\n{title}\n", f"| drafter | {' | '.join(domains)} |", "|---" * (len(domains) + 1) + "|"]
     best = {d: max(row[d][0] for row in table.values()) for d in domains}
     for name, row in table.items():
@@ -162,13 +197,13 @@ def markdown(title: str, table: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def depths(results: dict[str, Any]) -> str:
+def depths(accepted: dict[str, dict[str, dict[str, list[list[float]]]]]) -> str:
     """Acceptance by depth, of the generalist and of each expert, on the expert's domain."""
     text = ""
-    for key, table in results["acceptance"].items():
+    for key, table in accepted.items():
         if all(len(cell) == 1 for row in table.values() for cell in row.values()):
             continue
-        text += f"\nacceptance by depth, {key}\n\n| domain | drafter | 1 | 2 | 3 | 4 | 5 |\n{'|---' * 7}|\n"
+        text += f"\n{key}, by depth\n\n| domain | drafter | 1 | 2 | 3 | 4 | 5 |\n{'|---' * 7}|\n"
         for domain in next(iter(table.values())):
             for name in ("generalist", domain):
                 if name in table:
@@ -183,7 +218,8 @@ def draw(tables: list[tuple[str, dict[str, dict[str, list[float]]]]], path: Path
     """A heat map per table."""
     figure = Figure(figsize=(13, 4.2 * ((len(tables) + 1) // 2)), layout="constrained")
     for axes, (name, table) in zip(figure.subplots(-(-len(tables) // 2), 2).flat, tables, strict=False):
-        drafters, domains = list(table), list(next(iter(table.values())))
+        drafters = list(table)
+        domains = sorted(set.intersection(*(set(row) for row in table.values())))
         values = np.array([[table[i][d][0] for d in domains] for i in drafters])
         picture = axes.imshow(values, cmap="viridis", aspect="auto")
         axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right")

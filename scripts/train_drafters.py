@@ -40,7 +40,15 @@ PLANS = {
         recipe=Recipe(rate=6e-3),
         expert_rate=3e-3,
     ),
-    "smollm2": Plan(draft_vocab=6144, intermediate=416, depths=3, text=30, answers=24, generalist_passes=2.0, expert_passes=5.5),
+    "smollm2": Plan(
+        draft_vocab=6144,
+        intermediate=416,
+        depths=3,
+        text=30,
+        answers=24,
+        generalist_passes=1.0,
+        expert_passes=3.0,
+    ),
 }
 LAYERS = {"tiny": (-1,), "smollm2": (20, -1)}
 """Hidden states that heads read, counted as in Python."""

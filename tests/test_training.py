@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nab.backends import int8, pool, pretrained
+from nab.backends import distill, int8, pool, pretrained
 from nab.backends.distill import PAD, Feature, Plan, Standalone, Teacher, Unit, distillation_loss, train
 from nab.backends.heads import Head, HeadModel, Shape
 from nab.backends.torch import CausalLM, Warper
@@ -87,21 +87,29 @@ def unit_of(target, tokens, layers):
     return Unit(tokens, hidden, output.logits.logsumexp(-1)), output.logits.softmax(-1)
 
 
-def test_the_loss_is_cross_entropy_plus_rejection():
-    """Against the plain formula, with padding, for a standalone drafter and a head over part of them."""
+def test_the_loss_is_cross_entropy_plus_rejection(monkeypatch):
+    """Value and gradient against the plain formula, with padding, for a standalone drafter and a head."""
+    monkeypatch.setattr(distill, "CHUNK", 5)  # 24 positions: whole chunks and a rest
     target = tiny.llama()
     tokens = torch.randint(tiny.VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
     tokens[1, 9:] = PAD
-    unit, p = unit_of(target, tokens, (1, 3))
+    with torch.no_grad():
+        unit, p = unit_of(target, tokens, (1, 3))
     head = HeadModel(Shape((1, 3), 48, 100), target, torch.randperm(tiny.VOCAB)[:100])
-    for student in (Standalone(tiny.llama(1)), Feature(head)):
-        law = student.laws(unit, 1)[0].softmax(-1)
-        masses = p[..., student.tokens]
-        costs = -(masses * law.log()).sum(-1) + 1 - torch.minimum(masses, law).sum(-1)
-        expected = costs[tokens != PAD].mean()
-        output = target.lm_head.weight.detach()
-        found = distillation_loss(student, unit, output, depths=1)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # logits are taken as float32
+    output = target.lm_head.weight.detach()
+    for student, depths in ((Standalone(tiny.llama(1)), 1), (Feature(head), 3)):
+        masses, plain, scale = p[..., student.tokens], 0.0, 0.0
+        for depth, logits in enumerate(student.laws(unit, depths)):
+            law = logits.softmax(-1)
+            costs = -(masses * law.log()).sum(-1) + 0.5 * (1 - torch.minimum(masses, law).sum(-1))
+            plain = plain + 0.8**depth * costs[:, depth:][tokens[:, depth:] != PAD].mean()
+            scale += 0.8**depth
+        found = distillation_loss(student, unit, output, depths=depths, rejection=0.5)
+        torch.testing.assert_close(found.double(), plain / scale, rtol=1e-5, atol=1e-5)  # it works in float32
+        parameters = [x for x in student.parameters() if x.requires_grad]
+        expected = torch.autograd.grad(plain / scale, parameters)
+        for a, b in zip(torch.autograd.grad(found, parameters), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ from nab.backends.training import Progress, Recipe, fit
 PAD = -1
 REQUESTS = ("Continue this {domain} text:\n\n{text}", "Write more {domain} text in the style of:\n\n{text}")
 TEMPERATURES = (1.0, 0.6)
+TOGETHER = 4
+CHUNK = 64
 DEFAULT_RECIPE = Recipe()
 
 
@@ -106,15 +108,20 @@ class Teacher:
         """Unit ``number`` of the text of ``domain``; the text repeats when it is used up."""
         windows = self.windows(domain)
         rows = np.arange(number * self.rows, (number + 1) * self.rows) % len(windows)
-        return self._cached(f"text/{domain}/{number:05d}", lambda: self._read(torch.tensor(windows[rows])))
+        return self._cached("text", domain, [number], lambda: torch.tensor(windows[rows]))
 
     def answers(self, domain: str, number: int) -> Unit:
-        """Unit ``number`` of the target's answers to requests made of openings of windows of ``domain``.
+        """Unit ``number`` of the target's answers to ``prompts`` of ``domain``.
 
-        Targets without a chat template continue the opening itself. Sampled at temperatures 1 and .6 in turn.
+        Sampled at temperatures 1 and .6 in turn, ``TOGETHER`` units at once: large batches cost little more.
         """
+        group, place = divmod(number, TOGETHER)
+        turns = [(place + k) % TOGETHER for k in range(TOGETHER)]  # the wanted one first
         return self._cached(
-            f"answers/{domain}/{number:05d}", lambda: self._read(self._answer(domain, number))
+            "answers",
+            domain,
+            [group * TOGETHER + turn for turn in turns],
+            lambda: self._answer(domain, group).roll(-place * self.rows, 0),
         )
 
     def prompts(self, domain: str, count: int, opening: int = 48) -> list[list[int]]:
@@ -143,14 +150,17 @@ class Teacher:
         """``text`` or ``answers``, by name."""
         return {"text": self.text, "answers": self.answers}[kind](domain, number)
 
-    def _cached(self, name: str, make: Callable[[], Unit]) -> Unit:
-        file = self.cache / f"layers-{'-'.join(map(str, self.layers))}" / self.part / f"{name}.safetensors"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            draft = file.with_suffix(f".{os.getpid()}.partial")  # several processes may fill one cache
-            save_file({k: v.contiguous() for k, v in make()._asdict().items()}, draft)
-            draft.replace(file)
-        return Unit(**load_file(file, device=str(self.target.model.device)))
+    def _cached(self, kind: str, domain: str, numbers: list[int], make: Callable[[], Tensor]) -> Unit:
+        """The first of several units, of which ``make`` gives the rows of all."""
+        folder = self.cache / f"layers-{'-'.join(map(str, self.layers))}" / self.part / kind / domain
+        files = [folder / f"{number:05d}.safetensors" for number in numbers]
+        if not files[0].exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, rows in zip(files, make().split(self.rows), strict=True):
+                draft = file.with_suffix(f".{os.getpid()}.partial")  # several processes may fill one cache
+                save_file({k: v.contiguous() for k, v in self._read(rows)._asdict().items()}, draft)
+                draft.replace(file)
+        return Unit(**load_file(files[0], device=str(self.target.model.device)))
 
     @torch.inference_mode()
     def _read(self, tokens: Tensor) -> Unit:
@@ -165,27 +175,28 @@ class Teacher:
         log_mass = torch.stack([(row.float() @ output.T).logsumexp(-1) for row in hidden[:, :, -1]])
         return Unit(tokens.int(), hidden, log_mass)
 
-    def _answer(self, domain: str, number: int) -> Tensor:
-        """``(rows, length)``: requests with their sampled answers."""
-        prompts = self.prompts(domain, (number + 1) * self.rows)[number * self.rows :]
+    def _answer(self, domain: str, group: int) -> Tensor:
+        """``(TOGETHER * rows, length)``: requests with their sampled answers."""
+        count = TOGETHER * self.rows
+        prompts = self.prompts(domain, (group + 1) * count)[group * count :]
         model: Any = self.target.model
         device = model.device
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-        torch.manual_seed(zlib.crc32(f"{self.part}/{domain}/{number}".encode()))
+        torch.manual_seed(zlib.crc32(f"{self.part}/{domain}/{group}".encode()))
         stops = sorted(self.target.stop_tokens)
         generated: Any = model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max(self.length - min(map(len, prompts)), 1),
             do_sample=True,
-            temperature=TEMPERATURES[number % len(TEMPERATURES)],
+            temperature=TEMPERATURES[group % len(TEMPERATURES)],
             top_k=0,
             top_p=1.0,
             pad_token_id=stops[0],
         )
-        rows = torch.full((self.rows, self.length), PAD)
+        rows = torch.full((count, self.length), PAD)
         for k, (prompt, row) in enumerate(zip(prompts, generated[:, longest:].tolist(), strict=True)):
             end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
             whole = [*prompt, *row[:end]][: self.length]
@@ -260,11 +271,16 @@ def small_llama(vocab_size: int, width: int, intermediate: int, target: Pretrain
     )
 
 
-def teacher_laws(unit: Unit, output: Tensor, tokens: Tensor) -> Tensor:
-    """Masses the target gives to ``tokens``, ``(rows, length, len(tokens))``; they sum to at most 1."""
+def teacher_laws(unit: Unit, output: Tensor) -> Tensor:
+    """Masses the target gives to some tokens, ``(..., tokens)`` float32; they sum to at most 1.
+
+    Args:
+        unit: of any leading shape.
+        output: rows of the target's output matrix, ``(tokens, width)``.
+    """
     with torch.autocast(unit.hidden.device.type, enabled=False):
-        logits = unit.hidden[:, :, -1].float() @ output[tokens].float().T
-        return (logits - unit.log_mass[..., None]).exp()
+        logits = unit.hidden[..., -1, :].float() @ output.float().T
+        return (logits - unit.log_mass.float()[..., None]).exp()
 
 
 def distillation_loss(
@@ -275,18 +291,49 @@ def distillation_loss(
     Averaged over positions, depths weighted by ``decay ** (depth - 1)``. The second term is what decoding
     pays, ``1 - sum min(p, q)``; the first has gradients everywhere.
     """
-    p = teacher_laws(unit, output, student.tokens)
-    real = (unit.tokens != PAD).float()
-    total, weights = p.new_zeros(()), 0.0
-    for depth, logits in enumerate(student.laws(unit, depths)):
-        log_q = logits.float().log_softmax(-1)
-        cost = -(p * log_q).sum(-1)
-        if rejection:
-            cost = cost + rejection * (1 - torch.minimum(p, log_q.exp()).sum(-1))
-        kept = real[:, depth:]
-        total = total + decay**depth * (cost[:, depth:] * kept).sum() / kept.sum()
-        weights += decay**depth
-    return total / weights
+    logits = student.laws(unit, depths)
+    weights = torch.zeros(len(logits), *unit.tokens.shape, device=output.device)
+    for depth in range(len(logits)):
+        weights[depth, :, depth:] = unit.tokens[:, depth:] != PAD
+        weights[depth] *= decay**depth / weights[depth].sum()
+    weights /= weights.sum()
+    flat = Unit(*(part.flatten(0, 1) for part in unit))
+    loss: Tensor = _Distillation.apply(
+        flat,
+        output[student.tokens].float(),
+        weights.flatten(1),
+        rejection,
+        *(x.flatten(0, 1) for x in logits),
+    )
+    return loss
+
+
+class _Distillation(torch.autograd.Function):
+    """The loss and its gradient in one pass over chunks of positions that stay in the processor's cache."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, unit: Unit, output: Tensor, weights: Tensor, rejection: float, *logits: Tensor
+    ) -> Tensor:
+        total, gradients = weights.new_zeros(()), [torch.empty_like(x) for x in logits]
+        for start in range(0, len(unit.tokens), CHUNK):
+            rows = slice(start, start + CHUNK)
+            p = teacher_laws(Unit(*(part[rows] for part in unit)), output)
+            mass = p.sum(-1, keepdim=True)
+            for weight, x, gradient in zip(weights, logits, gradients, strict=True):
+                log_q = x[rows].float().log_softmax(-1)
+                q = log_q.exp()
+                costs = rejection * (1 - torch.minimum(p, q).sum(-1)) - (p * log_q).sum(-1)
+                total += (costs * weight[rows]).sum()  # a product of vectors would be autocast
+                below = torch.where(q < p, q, 0)  # min(p, q) grows with q there alone
+                slope = q * (mass + rejection * below.sum(-1, keepdim=True)) - p - rejection * below
+                gradient[rows] = slope * weight[rows, None]
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        return None, None, None, None, *(above * gradient for gradient in ctx.saved_tensors)
 
 
 @dataclass(frozen=True)
