@@ -156,7 +156,7 @@ class Teacher:
         files = [folder / f"{number:05d}.safetensors" for number in numbers]
         if not files[0].exists():
             folder.mkdir(parents=True, exist_ok=True)
-            for file, rows in zip(files, make().split(self.rows), strict=True):
+            for file, rows in zip(files, torch.split(make(), self.rows), strict=True):
                 draft = file.with_suffix(f".{os.getpid()}.partial")  # several processes may fill one cache
                 save_file({k: v.contiguous() for k, v in self._read(rows)._asdict().items()}, draft)
                 draft.replace(file)
@@ -298,13 +298,9 @@ def distillation_loss(
         weights[depth] *= decay**depth / weights[depth].sum()
     weights /= weights.sum()
     flat = Unit(*(part.flatten(0, 1) for part in unit))
-    loss: Tensor = _Distillation.apply(
-        flat,
-        output[student.tokens].float(),
-        weights.flatten(1),
-        rejection,
-        *(x.flatten(0, 1) for x in logits),
-    )
+    sliced, of_rows = output[student.tokens].float(), [x.flatten(0, 1) for x in logits]
+    arguments = flat, sliced, weights.flatten(1), rejection, *of_rows
+    loss: Tensor = _Distillation.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -312,7 +308,7 @@ class _Distillation(torch.autograd.Function):
     """The loss and its gradient in one pass over chunks of positions that stay in the processor's cache."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, unit: Unit, output: Tensor, weights: Tensor, rejection: float, *logits: Tensor
     ) -> Tensor:
         total, gradients = weights.new_zeros(()), [torch.empty_like(x) for x in logits]
@@ -332,7 +328,7 @@ class _Distillation(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, above: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, above: Tensor) -> tuple[Any, ...]:
         return None, None, None, None, *(above * gradient for gradient in ctx.saved_tensors)
 
 
