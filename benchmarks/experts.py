@@ -112,7 +112,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="results go to OUT.jsonl, OUT.md and OUT.png")
     parser.add_argument("--units", type=int, default=2, help="units of 16 windows per domain and kind")
     parser.add_argument("--tokens", type=int, default=128, help="of an answer")
-    parser.add_argument("--domain", action="append", help="default: all but german")
+    parser.add_argument("--domain", action="append", help="only this one; may be repeated")
+    parser.add_argument("--leave-out", default="german", metavar="DOMAINS", help="comma-separated; german")
     parser.add_argument("--limit", type=int, default=5, help="prompts per domain")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -128,7 +129,7 @@ def main() -> None:
     last = target.model.config.get_text_config().num_hidden_layers
     teacher = Teacher(target, options.corpora, options.out.parent / f"{options.out.name}-units",
                       tuple(sorted(layers | {last})), part="heldout")  # fmt: skip
-    domains = options.domain or [d for d in teacher.domains if d != "german"]
+    domains = options.domain or [d for d in teacher.domains if d not in options.leave_out.split(",")]
     output = target.model.get_output_embeddings().weight
     stopping = {"max_new_tokens": options.tokens, "stop_tokens": target.stop_tokens}
     options.out.parent.mkdir(parents=True, exist_ok=True)

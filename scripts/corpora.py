@@ -35,7 +35,7 @@ Document = tuple[str, str]  # its name and its text
 Entry = dict[str, Any]  # one domain of the manifest
 
 MANIFEST = Path(__file__).with_name("corpora.json")
-REQUESTS = Path(__file__).with_name("requests.json")
+WRITTEN_REQUESTS = Path(__file__).with_name("requests.json")
 SHORTEST = 200  # characters: shorter documents are left out
 EMPTY = {"base", "br", "img", "input", "link", "meta"}
 INLINE = {"a", "b", "em", "i", "span", "strong", "sub", "sup"}
@@ -296,7 +296,7 @@ def build(manifest: Entry, domain: str, out: Path, workspace: Path) -> str:
     train = [document for document, total in zip(train, totals, strict=True) if total <= cap]
     made = workspace / domain
     counts = {"train": write(made / "train", train), "heldout": write(made / "heldout", heldout)}
-    if requests := json.loads(REQUESTS.read_text("utf-8")).get(domain):
+    if requests := json.loads(WRITTEN_REQUESTS.read_text("utf-8")).get(domain):
         (made / "requests").mkdir()
         for part, lines in zip(("train", "heldout"), asked(**requests), strict=True):
             (made / "requests" / f"{part}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")

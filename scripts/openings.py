@@ -12,14 +12,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("corpora", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--leave-out", action="append", metavar="DOMAIN", help="default: german")
+    parser.add_argument("--leave-out", default="german", metavar="DOMAINS", help="comma-separated; german")
     parser.add_argument("--per-domain", type=int, default=2)
     parser.add_argument("--characters", type=int, default=300)
     options = parser.parse_args()
     lines = []
     for folder in sorted(options.corpora.glob("*/heldout")):
         domain = folder.parent.name
-        if domain in (options.leave_out or ["german"]):
+        if domain in options.leave_out.split(","):
             continue
         files = sorted(folder.glob("*.txt"))
         for k in range(options.per_domain):

@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder with one folder per domain")
     parser.add_argument("out", type=Path, help="the transformers folder to write")
-    parser.add_argument("--leave-out", action="append", metavar="DOMAIN", help="default: german")
+    parser.add_argument("--leave-out", default="german", metavar="DOMAINS", help="comma-separated; german")
     parser.add_argument("--tokens", type=int, default=6_000_000)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--batch", type=int, default=28, help="windows a step")
@@ -114,7 +114,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
 
     domains = sorted(path.parent.name for path in options.corpora.glob("*/train"))
-    domains = [domain for domain in domains if domain not in (options.leave_out or ["german"])]
+    domains = [domain for domain in domains if domain not in options.leave_out.split(",")]
     if not domains:
         raise SystemExit(f"no domains in {options.corpora}: run scripts/corpora.py first")
     train = {domain: texts(options.corpora / domain / "train") for domain in domains}

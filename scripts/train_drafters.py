@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--target", type=Path, help="default: SmolLM2-135M-Instruct")
     parser.add_argument("--domain", action="append", help="only this one; may be repeated")
-    parser.add_argument("--leave-out", action="append", metavar="DOMAIN", help="default: german")
+    parser.add_argument("--leave-out", default="german", metavar="DOMAINS", help="comma-separated; german")
     parser.add_argument("--start", type=Path, help="a trained generalist to go on from")
     parser.add_argument("--kind", choices=("text", "answers"), help="with --prepare: only these units")
     parser.add_argument("--only-generalist", action="store_true", help="train no experts")
@@ -79,6 +79,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
 
+    if options.kind and not options.prepare:
+        raise SystemExit("error: --kind goes with --prepare")
     dtype = options.dtype or ("bfloat16" if options.bfloat16 else "float32")
     target = load(options.target, dtype=dtype, device=options.device)
     last = target.model.config.get_text_config().num_hidden_layers
@@ -86,7 +88,7 @@ def main() -> None:
     plan = PLANS[options.plan]
     plan = replace(plan, recipe=replace(plan.recipe, bfloat16=options.bfloat16 or None))
     teacher = Teacher(target, options.corpora, options.cache or options.out / "units", layers)
-    left_out = set(options.leave_out or ["german"])
+    left_out = options.leave_out.split(",")
     domains = [domain for domain in teacher.domains if domain not in left_out]
     wanted = options.domain or domains
     if unknown := set(wanted) - set(domains):
