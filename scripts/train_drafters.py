@@ -54,7 +54,8 @@ LAYERS = {"tiny": (-1,), "smollm2": (20, -1)}
 """Hidden states that heads read, counted as in Python."""
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("plan", choices=PLANS)
     parser.add_argument("corpora", type=Path)
@@ -76,11 +77,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cache", type=Path, help="of the target's part; default: OUT/units")
     options = parser.parse_args()
+    if options.kind and not options.prepare:
+        parser.error("--kind goes with --prepare")
+    return options
+
+
+def main() -> None:
+    options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
 
-    if options.kind and not options.prepare:
-        raise SystemExit("error: --kind goes with --prepare")
     dtype = options.dtype or ("bfloat16" if options.bfloat16 else "float32")
     target = load(options.target, dtype=dtype, device=options.device)
     last = target.model.config.get_text_config().num_hidden_layers
