@@ -15,7 +15,7 @@ import argparse
 import json
 import platform
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,7 +47,7 @@ PLANS = {
         text=30,
         answers=24,
         generalist_passes=1.0,
-        expert_passes=3.0,
+        expert_passes=2.2,
     ),
 }
 LAYERS = {"tiny": (-1,), "smollm2": (20, -1)}
@@ -63,6 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--target", type=Path, help="default: SmolLM2-135M-Instruct")
     parser.add_argument("--domain", action="append", help="only this one; may be repeated")
     parser.add_argument("--leave-out", default="german", metavar="DOMAINS", help="comma-separated; german")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=NUMBER", help="change the plan")
     parser.add_argument("--start", type=Path, help="a trained generalist to go on from")
     parser.add_argument("--kind", choices=("text", "answers"), help="with --prepare: only these units")
     parser.add_argument("--only-generalist", action="store_true", help="train no experts")
@@ -82,6 +83,18 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def changed(plan: Plan, changes: list[str]) -> Plan:
+    """`plan` with other numbers, as `field=number`."""
+    numbers = {field.name: type(value) for field in fields(plan)
+               if isinstance(value := getattr(plan, field.name), int | float)}  # fmt: skip
+    for change in changes:
+        name, _, number = change.partition("=")
+        if name not in numbers:
+            raise ValueError(f"--set {change}: the numbers of the plan are {', '.join(numbers)}")
+        plan = replace(plan, **{name: numbers[name](number)})
+    return plan
+
+
 def main() -> None:
     options = arguments()
     if options.threads:
@@ -91,7 +104,7 @@ def main() -> None:
     target = load(options.target, dtype=dtype, device=options.device)
     last = target.model.config.get_text_config().num_hidden_layers
     layers = tuple(last if k == -1 else k for k in LAYERS[options.plan])
-    plan = PLANS[options.plan]
+    plan = changed(PLANS[options.plan], options.set)
     plan = replace(plan, recipe=replace(plan.recipe, bfloat16=options.bfloat16 or None))
     teacher = Teacher(target, options.corpora, options.cache or options.out / "units", layers)
     left_out = options.leave_out.split(",")
