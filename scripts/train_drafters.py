@@ -89,9 +89,12 @@ def changed(plan: Plan, changes: list[str]) -> Plan:
                if isinstance(value := getattr(plan, field.name), int | float)}  # fmt: skip
     for change in changes:
         name, _, number = change.partition("=")
-        if name not in numbers:
-            raise ValueError(f"--set {change}: the numbers of the plan are {', '.join(numbers)}")
-        plan = replace(plan, **{name: numbers[name](number)})
+        try:
+            plan = replace(plan, **{name: numbers[name](number)})
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"--set {change}: expected FIELD=NUMBER, FIELD one of {', '.join(numbers)}"
+            ) from None
     return plan
 
 
