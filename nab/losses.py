@@ -74,21 +74,24 @@ def expected_rounds(realised: Floats, draft_len: int) -> Floats:
     ``E_t = 1 + sum_{k=0..K} P(k accepted) E_{t+k+1}`` with ``E = 0`` behind the end.
 
     Args:
-        realised: ``(positions, n)`` in [0, 1], all positions of the text.
+        realised: ``(positions, n)`` in [0, 1], all positions of the text; or ``(K, positions, n)`` where the
+            depth of the draft matters, as it does for feature-level heads: row k of it holds the positions
+            when they are drafted as token k + 1.
         draft_len: K >= 1 drafted tokens a round.
 
     Returns:
         ``(n,)`` means in [positions / (K + 1), positions].
     """
-    positions, n = np.shape(realised)
-    to_come = np.zeros((positions + _at_least_one(draft_len) + 1, n))
-    padded = np.concatenate([realised, np.zeros((draft_len, n))])
+    by_depth = np.broadcast_to(realised, (_at_least_one(draft_len), *np.shape(realised)[-2:]))
+    _, positions, n = by_depth.shape
+    to_come = np.zeros((positions + draft_len + 1, n))
+    padded = np.concatenate([by_depth, np.zeros((draft_len, draft_len, n))], axis=1)
     for t in reversed(range(positions)):
         reached = np.ones(n)
         to_come[t] = 1
         for k in range(draft_len):
-            to_come[t] += reached * (1 - padded[t + k]) * to_come[t + k + 1]
-            reached *= padded[t + k]
+            to_come[t] += reached * (1 - padded[k, t + k]) * to_come[t + k + 1]
+            reached *= padded[k, t + k]
         to_come[t] += reached * to_come[t + draft_len + 1]
     return np.asarray(to_come[0])
 

@@ -39,6 +39,9 @@ class Uniform:
     def __mul__(self, scale):
         return Scaled(self, float(scale))
 
+    def __lt__(self, bound):
+        return self * 1.0 < bound
+
     def narrow(self, points: np.ndarray) -> None:
         inner = np.unique(points[(points > self.low) & (points < self.high)])
         if len(inner):

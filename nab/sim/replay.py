@@ -1,0 +1,69 @@
+"""Replay: what a selector would have done on a text whose every position is scored, without any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nab.selector import Chooses
+from nab.types import Floats
+
+
+class Replayed(NamedTuple):
+    """A round of a replay: first position, drafter, law it was drawn from ``(n,)``, tokens emitted."""
+
+    start: int
+    choice: int
+    probs: Floats
+    emitted: int
+
+
+def replay(
+    selector: Chooses, gamma: Floats, realised: Floats, *, draft_len: int, rng: Any = None
+) -> Iterator[Replayed]:
+    """Draw the rounds of ``decode`` from their law given the text.
+
+    Whatever drafted it, the text has the target's law; given the text, a round of drafter i at t has its
+    first k tokens accepted with probability ``prod_{j<k} realised[t + j, i]``. So the choices, lengths and
+    number of rounds drawn here are distributed as those of a run that emitted this very text.
+
+    Args:
+        selector: a fresh one.
+        gamma: ``(positions, n)`` in [0, 1], all positions of the text.
+        realised: likewise.
+        draft_len: drafted tokens per round, at least 1.
+        rng: anything ``numpy.random.default_rng`` takes.
+
+    Yields:
+        The rounds; the last is cut at the end of the text.
+
+    Raises:
+        ValueError: if ``draft_len`` is below 1.
+
+    >>> from nab import Constant
+    >>> certain = np.ones((10, 1))
+    >>> [r.emitted for r in replay(Constant([1.0]), certain, certain, draft_len=3)]
+    [4, 4, 2]
+    """
+    if draft_len < 1:
+        raise ValueError(f"draft_len must be at least 1, got {draft_len}")
+    rng = np.random.default_rng(rng)
+    start = 0
+    while start < len(realised):
+        choice, probs = selector.choice, selector.probs
+        accepted = 0
+        for u, a in zip(rng.random(draft_len), realised[start:, choice], strict=False):
+            if not u < a:
+                break
+            accepted += 1
+        emitted = min(accepted + 1, len(realised) - start)
+        selector.observe(emitted, partial(_scores, gamma, realised, slice(start, start + emitted)))
+        yield Replayed(start, choice, probs, emitted)
+        start += emitted
+
+
+def _scores(gamma: Floats, realised: Floats, rows: slice) -> tuple[Floats, Floats]:
+    return gamma[rows], realised[rows]

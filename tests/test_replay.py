@@ -1,0 +1,84 @@
+"""A replay has the law of the decoder given the text, by exact enumeration; a broken twin has not."""
+
+import numpy as np
+import pytest
+from enumeration import outcomes
+from test_decode import POOL, SELECTORS, TARGET
+
+import nab
+from nab.decode import Evaluation
+from nab.sim import replay
+
+LENGTH, DRAFT_LEN = 3, 2
+
+
+def decoded_laws(make_selector):
+    """The law of what a round chose and emitted, per text: ``{text: {rounds: probability}}``."""
+    laws = {}
+
+    def run(rng):
+        rounds = nab.decode(TARGET, POOL, make_selector(rng), [0], draft_len=DRAFT_LEN, rng=rng)
+        rounds = list(nab.until(rounds, max_new_tokens=LENGTH))
+        text = tuple(t for r in rounds for t in r.emitted)
+        return text, tuple((r.choice, len(r.emitted)) for r in rounds)
+
+    for (text, rounds), probability in outcomes(run):
+        law = laws.setdefault(text, {})
+        law[rounds] = law.get(rounds, 0) + probability
+    return laws
+
+
+def replayed_law(make_selector, text, power=1):
+    p = TARGET.score([0, *text[:-1]], 1)
+    gamma, realised = Evaluation(POOL, nab.Chain(), (0, *text), 1, (p,))()
+    law = {}
+
+    def run(rng):
+        rounds = replay(make_selector(rng), gamma, realised**power, draft_len=DRAFT_LEN, rng=rng)
+        return tuple((r.choice, r.emitted) for r in rounds)
+
+    for rounds, probability in outcomes(run):
+        law[rounds] = law.get(rounds, 0) + probability
+    return law
+
+
+def distance(make_selector, power=1):
+    """Largest difference of probabilities, over texts and what may have happened on them."""
+    worst = 0.0
+    for text, law in decoded_laws(make_selector).items():
+        other = replayed_law(make_selector, text, power)
+        mass = sum(law.values())
+        worst = max(worst, *(abs(law.get(k, 0) / mass - other.get(k, 0)) for k in law | other))
+    return worst
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_a_replay_has_the_law_of_the_decoder_given_the_text(name):
+    assert distance(SELECTORS[name]) < 1e-12
+
+
+def test_the_same_test_rejects_a_replay_with_other_acceptances():
+    assert distance(SELECTORS["uniform"], power=2) > 1e-3
+
+
+def test_a_replay_hands_on_the_law_of_each_choice_and_every_position_once():
+    rng = np.random.default_rng(0)
+    gamma, realised = rng.random((2, 50, 3))
+    seen = []
+
+    class Watched(nab.Selector):
+        def observe(self, emitted, evaluate):
+            seen.append(evaluate()[0])
+            assert len(seen[-1]) == emitted
+            return super().observe(emitted, evaluate)
+
+    selector = Watched(nab.NormalHedge(), 3, rng=1)
+    rounds = list(replay(selector, gamma, realised, draft_len=4, rng=2))
+    np.testing.assert_array_equal(np.concatenate(seen), gamma)
+    assert [r.start for r in rounds] == np.cumsum([0, *(r.emitted for r in rounds[:-1])]).tolist()
+    assert all(r.probs[r.choice] > 0 for r in rounds)
+
+
+def test_a_bad_draft_length_is_named():
+    with pytest.raises(ValueError, match="draft_len must be at least 1, got 0"):
+        next(replay(nab.Constant([1.0]), np.ones((1, 1)), np.ones((1, 1)), draft_len=0))
