@@ -107,8 +107,8 @@ def decode(
     """Decode speculatively for ever; the caller stops, for instance through ``until``.
 
     The emitted tokens have exactly the target's law, whatever the drafters and the selector do (Leviathan,
-    Kalman, Matias 2023, appendix A.1). A round makes one target forward and uses ``2 draft_len + 1`` uniforms
-    whatever happens in it.
+    Kalman, Matias 2023, appendix A.1). First the target reads the prompt; then a round makes one target
+    forward and uses ``2 draft_len + 1`` uniforms whatever happens in it.
 
     Args:
         target: the model whose law is decoded.
@@ -119,7 +119,7 @@ def decode(
         rng: anything ``numpy.random.default_rng`` takes.
 
     Yields:
-        One ``Round`` per target forward.
+        One ``Round`` per target forward behind the first.
 
     Raises:
         ValueError: if ``draft_len`` is negative, the selector is over another number of drafters, or a law is
@@ -133,6 +133,9 @@ def decode(
         )
     rng = np.random.default_rng(rng)
     tokens = list(prompt)
+    target.score(
+        tokens, len(tokens)
+    )  # drafters that read the target's features find them from the first round on
     while True:
         clock = [perf_counter()]
         uniforms = rng.random(2 * draft_len + 1)
