@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import nab
 from nab import plots
 from nab import prompts as prompt_files
 from nab.console import View, comparison_table, run_table, same_text_table
-from nab.experiment import FIXED, PLAIN, Experiment, Policy
+from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start
 from nab.losses import Length, Token
 from nab.prompts import Prompt
 from nab.selector import Constant, Selector
@@ -197,7 +198,7 @@ def main() -> None:
 @_shared_options
 def run(options: Options, selector: str) -> None:
     """Decode prompts with a pool of drafters; show what was chosen and what it brought."""
-    experiment, console = _prepare(options, lambda names: [selector])
+    experiment, console = _experiment(options, lambda names: [selector]), _console(options)
     try:
         _execute(options, experiment, console)
     finally:
@@ -213,14 +214,22 @@ def run(options: Options, selector: str) -> None:
 
 
 @main.command()
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Answers side by side. Default: 1, for tiny one per processor, up to 4.",
+)
 @_shared_options
-def compare(options: Options) -> None:
+def compare(options: Options, jobs: int | None) -> None:
     """Decode the same prompts plainly, with each drafter alone, and under every selector."""
-    experiment, console = _prepare(
-        options, lambda names: [PLAIN, *(FIXED + name for name in names), "uniform", *LEARNERS]
-    )
+    experiment, console = _experiment(options, _all_policies), _console(options)
+    jobs = jobs or (min(os.cpu_count() or 1, 4) if options.tiny else 1)
     try:
-        _execute(options, experiment, console)
+        if jobs == 1:
+            _execute(options, experiment, console)
+        else:
+            with experiment.workers(jobs, partial(_experiment, options, _all_policies)) as start:
+                _execute(options, experiment, console, start)
     finally:
         done = experiment.finished()
         if done.prompts:
@@ -236,22 +245,30 @@ def compare(options: Options) -> None:
                 plots.comparison(totals, options.plot, title)
 
 
-def _prepare(options: Options, policies: Callable[[list[str]], list[str]]) -> tuple[Experiment, Console]:
+def _all_policies(drafters: list[str]) -> list[str]:
+    """What ``compare`` compares."""
+    return [PLAIN, *(FIXED + drafter for drafter in drafters), "uniform", *LEARNERS]
+
+
+def _experiment(options: Options, policies: Callable[[list[str]], list[str]]) -> Experiment:
     """Load everything and check every argument before the first token is decoded."""
     if options.plot:
         plots.check(options.plot)
     prompts, session = options.read_prompts(), options.open()
     makers = {name: options.policy(name, session.names) for name in policies(session.names)}
-    console = Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 120)
-    return Experiment(session, prompts, makers, options.seed), console
+    return Experiment(session, prompts, makers, options.seed)
 
 
-def _execute(options: Options, experiment: Experiment, console: Console) -> None:
+def _console(options: Options) -> Console:
+    return Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 120)
+
+
+def _execute(options: Options, experiment: Experiment, console: Console, start: Start | None = None) -> None:
     total = len(experiment.prompts) * len(experiment.policies)
     view = View(console, total, experiment.session.text, show_text=len(experiment.policies) == 1)
     header = options.header(experiment.session)
     with TraceWriter(options.trace, header) if options.trace else nullcontext() as trace:
-        experiment.execute(view.watch, trace)
+        experiment.execute(view.watch, trace, start)
 
 
 def _title(options: Options, experiment: Experiment, selector: str) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from nab.decode import Round
 from nab.experiment import FIXED, PLAIN
-from nab.measure import Query, metrics
+from nab.measure import REPLAYS, Query, metrics
 
 COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red", "bright_black", "bright_cyan"]
 
@@ -141,18 +141,19 @@ def comparison_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Tab
 
 
 def same_text_table(totals: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row per selector: its MAT over what the best single drafter would have had on the same texts."""
+    """One row per selector: its MAT over the best single drafter's, both expected on the texts it wrote."""
     caption = (
-        "Above temperature 0 every policy writes other texts. Here each selector is compared with the best "
-        "single drafter of a domain on the texts that it wrote itself, exactly in expectation."
+        "Above temperature 0 every policy writes other texts. Here the texts that a selector wrote are "
+        f"replayed, by that selector {REPLAYS} times and by every single drafter exactly in expectation."
     )
     title = "MAT over the best single drafter's on the same text"
     domains = list(totals[PLAIN]["domains"])
     table = _table(title, caption, [""], [domain or "-" for domain in domains])
     for policy, total in totals.items():
-        if policy != PLAIN and not policy.startswith(FIXED):
-            found = [total["domains"][domain] for domain in domains]
-            ratios = [_mat(each) / max(each["single_drafters"].values()) for each in found]
+        found = [total["domains"][domain] for domain in domains]
+        if all(each["replayed_acceptance_length"] for each in found):
+            best = [max(each["single_drafters"].values()) for each in found]
+            ratios = [each["replayed_acceptance_length"] / b for each, b in zip(found, best, strict=True)]
             table.add_row(policy, *(f"{ratio:.3f}" for ratio in ratios))
     return table
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,9 @@ FIXED = "fixed:"
 
 Policy = Callable[[Any], Chooses]
 """Makes a fresh selector for one query from a seed."""
+
+Start = Callable[[int, str], tuple[Query, Generator[Round]]]
+"""Begins the answer to a prompt (by number) under a policy (by name): a query and the rounds that fill it."""
 
 Watch = Callable[[str, Query, Iterator[Round]], None]
 """Runs the rounds of a query to their end; it is told a label and the query that they fill."""
@@ -57,23 +64,61 @@ class Experiment:
             except ValueError as error:
                 raise ValueError(f"prompt {number}: {error}") from None
 
-    def execute(self, watch: Watch, trace: TraceWriter | None = None) -> None:
+    def start(self, number: int, name: str) -> tuple[Query, Generator[Round]]:
+        """See ``Start``; in this process."""
+        decoding, choosing = np.random.SeedSequence([self.seed, number]).spawn(2)
+        query, selector = self._query(number, name), self.policies[name](choosing)
+        return query, self.session.decode(query, self._encoded[number], selector, decoding)
+
+    @contextmanager
+    def workers(self, jobs: int, make: Callable[[], Experiment]) -> Iterator[Start]:
+        """A ``Start`` of ``jobs`` processes side by side, each query in one of them, for ``execute``.
+
+        The answers are the same, since what a query draws depends on its number alone; they arrive whole.
+
+        Args:
+            jobs: processes.
+            make: makes this experiment anew in each of them; must pickle.
+        """
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _open, (make,))
+        answers = pool.map(_answer, *zip(*self._order(), strict=True))
+
+        def start(number: int, name: str) -> tuple[Query, Generator[Round]]:
+            query = self._query(number, name)
+
+            def rounds() -> Generator[Round]:
+                vars(query).update(vars(next(answers)))
+                yield from query.rounds
+
+            return query, rounds()
+
+        try:
+            yield start
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+
+    def _query(self, number: int, name: str) -> Query:
+        return self.session.query(plain=name == PLAIN, domain=self.prompts[number].domain)
+
+    def _order(self) -> list[tuple[int, str]]:
+        return [(number, name) for number in range(len(self.prompts)) for name in self.policies]
+
+    def execute(self, watch: Watch, trace: TraceWriter | None = None, start: Start | None = None) -> None:
         """Decode everything; ``queries`` and ``trace`` are complete up to the last round at any time."""
-        for number, (prompt, ids) in enumerate(zip(self.prompts, self._encoded, strict=True)):
-            for name, policy in self.policies.items():
-                decoding, choosing = np.random.SeedSequence([self.seed, number]).spawn(2)
-                query = self.session.query(plain=name == PLAIN, domain=prompt.domain)
-                self.queries[name].append(query)
-                rounds = self.session.decode(query, ids, policy(choosing), decoding)
-                where = {"query": number, "policy": name}
-                label = f"{prompt.domain} {name}".strip()
-                try:
-                    watch(label, query, trace.keep(rounds, where) if trace else rounds)
-                finally:  # an interrupted answer is measured and recorded as far as it goes
-                    rounds.close()
-                    if trace:
-                        scores = dict(zip(("gamma", "realised"), query.unasked_scores(), strict=False))
-                        trace.write("query", {**where, **self.result(query), **scores})
+        for number, name in self._order():
+            query, rounds = (start or self.start)(number, name)
+            self.queries[name].append(query)
+            where = {"query": number, "policy": name}
+            label = f"{query.domain} {name}".strip()
+            try:
+                watch(label, query, trace.keep(rounds, where) if trace else rounds)
+            finally:  # an interrupted answer is measured and recorded as far as it goes
+                rounds.close()
+                if trace:
+                    scores = dict(zip(("gamma", "realised"), query.unasked_scores(), strict=False))
+                    trace.write("query", {**where, **self.result(query), **scores})
 
     def finished(self) -> Experiment:
         """The part that can be compared: the prompts that every policy has answered.
@@ -94,10 +139,24 @@ class Experiment:
     def results(self, name: str) -> dict[str, Any]:
         """All queries of a policy and their total, by domain too, as plain JSON types."""
         queries = self.queries[name]
-        domains = {domain: metrics(members) for domain, members in self.by_domain(name).items()}
+        replayed = self._replayed(name)
+        domains = {
+            domain: {**metrics(members), "replayed_acceptance_length": replayed.get(domain)}
+            for domain, members in self.by_domain(name).items()
+        }
         regret = self.stopping_time_regret(name)
         total = {**metrics(queries), "stopping_time_regret": regret, "domains": domains}
         return {"queries": [self.result(query) for query in queries], "total": total}
+
+    def _replayed(self, name: str) -> dict[str, float]:
+        """By domain, the mean acceptance length of a selector on the texts it wrote, over replays of them."""
+        if name == PLAIN or name.startswith(FIXED):
+            return {}
+        rng, found = np.random.default_rng(self.seed), {}
+        for domain, queries in self.by_domain(name).items():
+            rounds = sum(query.replayed_rounds(self.policies[name], rng) for query in queries)
+            found[domain] = sum(len(query.tokens) for query in queries) / max(rounds, 1)
+        return found
 
     def stopping_time_regret(self, name: str) -> float | None:
         """Mean over prompts of the target forwards beyond those of the best single drafter of the prompt.
@@ -127,3 +186,18 @@ class Experiment:
                 if parting:
                     found.append((name, number + 1, parting))
         return found
+
+
+_experiment: list[Experiment] = []  # of a worker process
+
+
+def _open(make: Callable[[], Experiment]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _experiment.append(make())
+
+
+def _answer(number: int, name: str) -> Query:
+    query, rounds = _experiment[0].start(number, name)
+    for _ in rounds:
+        pass
+    return query

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,10 @@ from nab.decode import Evaluation, Round, decode, until
 from nab.losses import Length, Token, expected_rounds
 from nab.selector import Chooses
 from nab.sim.regret import regret
+from nab.sim.replay import replay
 from nab.types import Floats, LanguageModel, Objective
 
+REPLAYS = 16
 _SETTLE_AFTER = 64  # positions whose target laws are held before they are scored
 
 
@@ -132,6 +134,16 @@ class Query:
     def single_rounds(self) -> Floats:
         """Mean rounds each drafter alone would have needed for the scored part of this answer, ``(n,)``."""
         return expected_rounds(self.scores()[1], self.draft_len)
+
+    def replayed_rounds(self, policy: Callable[[Any], Chooses], rng: np.random.Generator) -> float:
+        """Rounds that selectors of ``policy`` take on the scored part of this answer, mean over replays."""
+        scores = self.scores()
+        seeds = rng.spawn(2 * REPLAYS)
+        replays = (
+            replay(policy(choosing), *scores, draft_len=self.draft_len, rng=drawing)
+            for choosing, drawing in zip(seeds[::2], seeds[1::2], strict=True)
+        )
+        return sum(1 for rounds in replays for _ in rounds) / REPLAYS
 
     def regret(self, objective: Objective) -> Floats:
         """Cumulative regret ``(positions, n)`` under an objective, over positions with a whole window."""

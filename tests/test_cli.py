@@ -141,6 +141,33 @@ def test_compare_json_holds_every_policy(folder):
         assert len(policy["queries"]) == 2
 
 
+def test_answers_side_by_side_are_those_one_after_the_other(folder, tmp_path):
+    found = []
+    for jobs in (1, 2):
+        trace = tmp_path / f"{jobs}.jsonl"
+        more = ["--temperature", 1, "--limit", 1, "--json", "--jobs", jobs, "--trace", trace]
+        result = nab(*arguments(folder, "compare", *more))
+        assert result.exit_code == 0, result.stderr
+        found.append((json.loads(result.stdout)["policies"], trace.read_text().splitlines()))
+    (one, trace), (two, other) = found
+    assert len(trace) == len(other)
+    for name in one:
+        for a, b in zip(one[name]["queries"], two[name]["queries"], strict=True):
+            assert a["text"] == b["text"]
+            assert a["choice_share"] == b["choice_share"]
+        domains = one[name]["total"]["domains"]
+        lengths = {d: each["replayed_acceptance_length"] for d, each in domains.items()}
+        assert all(length is None for length in lengths.values()) is (name.startswith(("plain", "fixed")))
+        for domain, each in two[name]["total"]["domains"].items():
+            assert each["replayed_acceptance_length"] == lengths[domain]
+
+
+def test_what_goes_wrong_in_another_process_is_one_line(folder):
+    result = nab(*arguments(folder, "compare", "--jobs", 2, drafters="close,broken"))
+    assert result.exit_code == 1
+    assert result.stderr.strip().endswith("broken returned logits that are NaN or infinite")
+
+
 def test_a_run_repeats_with_its_seed(folder):
     texts = []
     for seed in (1, 1, 2):
@@ -242,11 +269,11 @@ def ctrl_c_is_heard():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize(("command", "more"), [("run", []), ("compare", []), ("compare", ["--jobs", 2])])
 @pytest.mark.usefixtures("ctrl_c_is_heard")
-def test_ctrl_c_keeps_the_table_and_the_trace(folder, tmp_path, command):
-    trace = tmp_path / "t.jsonl"
-    more = ["--trace", trace, "--max-new-tokens", 60 if command == "compare" else 900, "--temperature", 1]
+def test_ctrl_c_keeps_the_table_and_the_trace(folder, tmp_path, command, more):
+    trace, new = tmp_path / "t.jsonl", 60 if command == "compare" else 900
+    more = [*more, "--trace", trace, "--max-new-tokens", new, "--temperature", 1]
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "a", "domain": "red"}\n' * 500)
     command = [sys.executable, "-m", "nab", *arguments(folder, command, *more, "--prompts", file)]
