@@ -6,7 +6,9 @@
 Acceptance of the neural drafters, teacher-forced, on held-out text and on the target's own answers to
 held-out prompts: `sum min(p, q)` at temperature 1 and equality of the likeliest tokens (greedy), at depth
 1 to 5 (the deeper laws of heads read their own features). Mean acceptance length by real decoding of held-out
-prompts, each drafter alone. Intervals: 95 %, bootstrap over windows and prompts.
+prompts, each drafter alone; and, of the answers above at temperature 1, in hindsight: from the rounds that a
+drafter alone would have taken for these very texts, exactly in expectation. Intervals: 95 %, bootstrap over
+windows and answers.
 
 Every cell goes to OUT.jsonl when it is known, and cells that are there are not made again: a run that was
 stopped goes on, and several processes (say, one per --domain) may share OUT. Writes OUT.md and OUT.png.
@@ -23,13 +25,16 @@ from matplotlib.figure import Figure
 
 import nab
 from nab.backends import pool
-from nab.backends.distill import PAD, Feature, Standalone, Teacher, Unit, teacher_laws
+from nab.backends.distill import PAD, TOGETHER, Feature, Standalone, Teacher, Unit, teacher_laws
 from nab.backends.heads import Head
 from nab.backends.pretrained import load
 from nab.backends.torch import CausalLM, Warper
 from nab.decode import until
+from nab.losses import expected_rounds
 
 DEPTHS = 5
+DRAFT_LEN = 4
+HINDSIGHT = "mean acceptance length, answers, in hindsight"
 
 
 def student(drafter: Any) -> Any:
@@ -64,6 +69,33 @@ def acceptance(learned: Any, output: torch.Tensor, units: list[tuple[Unit, torch
     return np.concatenate(found)
 
 
+@torch.inference_mode()
+def rounds_in_hindsight(
+    learned: Any, output: torch.Tensor, units: list[tuple[Unit, torch.Tensor]], starts: list[int]
+) -> tuple[list[int], list[float]]:
+    """Tokens of each answer, and the rounds that the drafter alone would have taken for it, in expectation.
+
+    `starts`: first token of the answer, row by row. Each depth of a draft has its own acceptance.
+    """
+    column = torch.full((len(output),), -1)
+    column[learned.tokens.long()] = torch.arange(len(learned.tokens))
+    emitted, rounds = [], []
+    for unit, _ in units:
+        p = teacher_laws(unit, output)
+        laws = [logits.float().softmax(-1) for logits in learned.laws(unit, DRAFT_LEN)]
+        for row, tokens in enumerate(unit.tokens.long()):
+            start, end = starts[len(emitted)], int((tokens != PAD).sum())
+            answer, before = tokens[start:end], torch.arange(start - 1, end - 1)
+            of_target, place = p[row, before, answer], column[answer]
+            accepted = [
+                (q[row, before, place.clamp_min(0)] * (place >= 0) / of_target).clamp(max=1) for q in laws
+            ]
+            emitted.append(len(answer))
+            by_depth = torch.stack(accepted).double().numpy()[..., None]
+            rounds.append(float(expected_rounds(by_depth, DRAFT_LEN)[0]) if len(answer) else 0.0)
+    return emitted, rounds
+
+
 def interval(values: Any, weights: Any = None) -> list[float]:
     """Mean, and the 95 % bootstrap interval over axis 0; ratios of sums where `weights` are given."""
     values = np.asarray(values, dtype=float)
@@ -79,7 +111,7 @@ def decoded(model: CausalLM, drafter: Any, ids: list[int], stopping: dict[str, A
     for cached in (model, drafter):
         if hasattr(cached, "reset"):
             cached.reset()
-    rounds = nab.decode(model, [drafter], nab.Constant([1.0]), ids, draft_len=4, rng=seed)
+    rounds = nab.decode(model, [drafter], nab.Constant([1.0]), ids, draft_len=DRAFT_LEN, rng=seed)
     lengths = [len(r.emitted) for r in until(rounds, **stopping)]
     return [sum(lengths), len(lengths)]
 
@@ -114,7 +146,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="of an answer")
     parser.add_argument("--domain", action="append", help="only this one; may be repeated")
     parser.add_argument("--leave-out", default="german", metavar="DOMAINS", help="comma-separated; german")
-    parser.add_argument("--limit", type=int, default=5, help="prompts per domain")
+    parser.add_argument("--limit", type=int, default=5, help="prompts per domain; 0: no decoding")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -134,33 +166,55 @@ def main() -> None:
     stopping = {"max_new_tokens": options.tokens, "stop_tokens": target.stop_tokens}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     cells = Cells(options.out.parent / f"{options.out.name}.jsonl")
-    known = cells.read()
 
+    given_text(cells, drafters, teacher, domains=domains, output=output, units=options.units)
+    if options.limit:
+        prompts = {domain: teacher.prompts(domain, options.limit) for domain in domains}
+        for temperature, mode in ((1.0, "sampled"), (0.0, "greedy")):
+            model.warper = Warper(temperature)
+            pooled = pool.build(names, target, model)
+            by_decoding(
+                cells, f"mean acceptance length, {mode}", model, pooled, prompts=prompts, stopping=stopping
+            )
+    show(cells, options.out, f"{target.name}, {options.dtype}")
+
+
+def given_text(
+    cells: Cells, drafters: dict[str, Any], teacher: Teacher, *, domains: list[str], output: Any, units: int
+) -> None:
+    """Everything that follows from texts alone, of the neural drafters."""
+    known = cells.read()
     learned = {name: student(drafter) for name, drafter in drafters.items() if student(drafter)}
     for kind in ("text", "answers"):
         tables = [f"acceptance, {kind}, {mode}" for mode in ("sampled", "greedy")]
         for domain in domains:
             left = [name for name in learned if (tables[1], name, domain) not in known]
-            wanted = range(options.units if left else 0)
-            units = [with_likeliest(teacher.unit(domain, kind, k), output) for k in wanted]
+            wanted = range(units if left else 0)
+            read = [with_likeliest(teacher.unit(domain, kind, k), output) for k in wanted]
             for name in left:
-                rows = acceptance(learned[name], output, units)
+                if kind == "answers":
+                    of_law = read[:TOGETHER]  # those after them are at another temperature
+                    starts = list(map(len, teacher.prompts(domain, len(of_law) * teacher.rows)))
+                    emitted, rounds = rounds_in_hindsight(learned[name], output, of_law, starts)
+                    cells.add(HINDSIGHT, name, domain, emitted=emitted, rounds=rounds)
+                rows = acceptance(learned[name], output, read)
                 for table, values in zip(tables, rows.transpose(1, 0, 2), strict=True):
                     cells.add(table, name, domain, rows=values.round(4).tolist())
             print(kind, domain, flush=True)
-    for temperature, mode in ((1.0, "sampled"), (0.0, "greedy")):
-        model.warper = Warper(temperature)
-        pooled = pool.build(names, target, model)
-        table = f"mean acceptance length, {mode}"
-        for domain in domains:
-            prompts = teacher.prompts(domain, options.limit)
-            for name, drafter in pooled.items():
-                if (table, name, domain) not in known:
-                    counts = [decoded(model, drafter, ids, stopping, k) for k, ids in enumerate(prompts)]
-                    emitted, rounds = zip(*counts, strict=True)
-                    cells.add(table, name, domain, emitted=emitted, rounds=rounds)
-            print(mode, domain, flush=True)
-    show(cells, options.out, f"{target.name}, {options.dtype}")
+
+
+def by_decoding(
+    cells: Cells, table: str, model: CausalLM, drafters: dict[str, Any], *, prompts: Any, stopping: Any
+) -> None:
+    """Tokens and rounds of real answers with each drafter alone."""
+    known = cells.read()
+    for domain, asked in prompts.items():
+        for name, drafter in drafters.items():
+            if (table, name, domain) not in known:
+                counts = [decoded(model, drafter, ids, stopping, k) for k, ids in enumerate(asked)]
+                emitted, rounds = zip(*counts, strict=True)
+                cells.add(table, name, domain, emitted=emitted, rounds=rounds)
+        print(table, domain, flush=True)
 
 
 def show(cells: Cells, out: Path, title: str) -> None:
@@ -178,9 +232,42 @@ def show(cells: Cells, out: Path, title: str) -> None:
     for key, rows in accepted.items():
         first = {name: {d: cell[0] for d, cell in row.items()} for name, row in rows.items()}
         tables.append((f"{key}, depth 1", first))
-    text = "".join(markdown(*table) for table in tables) + depths(accepted)
+    text = headline(cells) + "".join(markdown(*table) for table in tables) + depths(accepted)
     out.with_suffix(".md").write_text(text)
     draw(tables, out.with_suffix(".png"), title)
+
+
+def headline(cells: Cells) -> str:
+    """Own experts against the generalist and the best other expert, in the mean over domains.
+
+    95 % bootstrap intervals over the answers of each domain, the same answers for both.
+    """
+    found = cells.read()
+    rng = np.random.default_rng(0)
+    text = "\n| mean over domains | own expert | generalist | own / generalist | own / best other expert |\n"
+    text += "|---" * 5 + "|\n"
+    for table in dict.fromkeys(key[0] for key in found if "emitted" in found[key]):
+        of_table = {key[1:]: np.array([cell["emitted"], cell["rounds"]]) for key, cell in found.items()
+                    if key[0] == table}  # fmt: skip
+        experts = sorted({domain for name, domain in of_table if name == domain})
+        if not experts or ("generalist", experts[0]) not in of_table:
+            continue
+        draws = []
+        for repeat in range(2001):
+            lengths = []
+            for domain in experts:
+                count = of_table[domain, domain].shape[1]
+                picks = rng.integers(count, size=count) if repeat else np.arange(count)
+                mat = {name: np.divide(*of_table[name, domain][:, picks].sum(1))
+                       for name in ("generalist", *experts)}  # fmt: skip
+                other = max(mat[name] for name in experts if name != domain)
+                lengths.append((mat[domain], mat["generalist"], other))
+            own, generalist, other = np.mean(lengths, axis=0)
+            draws.append((own, generalist, own / generalist, own / other))
+        low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
+        shown = (f"{m:.3f} ({a:.3f} to {b:.3f})" for m, a, b in zip(draws[0], low, high, strict=True))
+        text += f"| {table} | {' | '.join(shown)} |\n"
+    return text
 
 
 def markdown(title: str, table: dict[str, dict[str, list[float]]]) -> str:
