@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="products in it; on CUDA they are anyway")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     if options.threads:
@@ -147,7 +148,7 @@ def main() -> None:
             loss,
             steps=steps,
             folder=options.out / "training",
-            recipe=Recipe(rate=options.rate),
+            recipe=Recipe(rate=options.rate, bfloat16=options.bfloat16 or None),
             progress=lambda step, value: bar.update(task, completed=step, state=f"loss {value:.3f}"),
         )
 
