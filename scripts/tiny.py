@@ -10,6 +10,7 @@ ordinary transformers folder afterwards. German is left out: the tiny set has se
 import argparse
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nab.backends import int8
 from nab.backends.pretrained import llama_file
-from nab.backends.training import Recipe, Windows, fit
+from nab.backends.training import Recipe, Windows, fit, provenance
 
 END = "<end>"
 
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action="store_true", help="products in it; on CUDA they are anyway")
     parser.add_argument("--threads", type=int)
-    options = parser.parse_args()
+    options, began = parser.parse_args(), time.time()
     if options.threads:
         torch.set_num_threads(options.threads)
 
@@ -162,6 +163,7 @@ def main() -> None:
         "tokens": steps * share * len(domains) * options.window,
         "seed": options.seed,
         "heldout": report,
+        **provenance({d: options.corpora / d / "train" for d in domains}, device=options.device, began=began),
     }
     (options.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 

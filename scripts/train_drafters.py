@@ -13,10 +13,8 @@ can share that work.
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -25,7 +23,7 @@ from console import guarded, steps_bar
 from nab.backends import int8
 from nab.backends.distill import Plan, Teacher, train
 from nab.backends.pretrained import load
-from nab.backends.training import Recipe
+from nab.backends.training import Recipe, provenance
 
 PLANS = {
     "tiny": Plan(
@@ -64,7 +62,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--domain", action="append", help="only this one; may be repeated")
     parser.add_argument("--leave-out", default="german", metavar="DOMAINS", help="comma-separated; german")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=NUMBER", help="change the plan")
-    parser.add_argument("--start", type=Path, help="a trained generalist to go on from")
+    parser.add_argument(
+        "--start", type=Path, metavar="FOLDER", help="of trained drafters to go on from, by name"
+    )
     parser.add_argument("--kind", choices=("text", "answers"), help="with --prepare: only these units")
     parser.add_argument("--only-generalist", action="store_true", help="train no experts")
     parser.add_argument("--prepare", action="store_true", help="only compute answers and hidden states")
@@ -110,6 +110,8 @@ def main() -> None:
     plan = changed(PLANS[options.plan], options.set)
     plan = replace(plan, recipe=replace(plan.recipe, bfloat16=options.bfloat16 or None))
     teacher = Teacher(target, options.corpora, options.cache or options.out / "units", layers)
+    if options.start and not options.start.is_dir():
+        raise NotADirectoryError(f"--start {options.start}: expected a folder of trained drafters")
     left_out = options.leave_out.split(",")
     domains = [domain for domain in teacher.domains if domain not in left_out]
     wanted = options.domain or domains
@@ -131,6 +133,8 @@ def main() -> None:
             file = options.out / f"{name}.safetensors"
             if file.exists():
                 return file
+            if options.start and (trained := options.start / file.name).exists():
+                start = trained
             task, began = bar.add_task(name, total=plan.steps(len(on)), state=""), time.time()
             weights, metadata = train(
                 teacher,
@@ -140,19 +144,15 @@ def main() -> None:
                 start=start,
                 progress=lambda step, loss: bar.update(task, completed=step, state=f"loss {loss:.3f}"),
             )
-            run = {
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": f"{time.time() - began:.0f} (since the last start)",
-                "hardware": f"{options.device}, {platform.processor() or platform.machine()}",
-                "torch": torch.__version__,
-                "plan": repr(plan),
-                "target": target.name,
-            }
-            int8.save(weights, file, metadata | run)
+            folders = {domain: teacher.corpora / domain / teacher.part for domain in on}
+            facts = provenance(folders, device=options.device, began=began)
+            run = {"plan": repr(plan), "target": target.name, "start": str(start or ""), **facts}
+            flat = {key: value if isinstance(value, str) else json.dumps(value) for key, value in run.items()}
+            int8.save(weights, file, metadata | flat)
             (options.out / f"{name}.json").write_text(json.dumps(metadata | run, indent=2) + "\n")
             return file
 
-        generalist = one("generalist", domains, options.start)
+        generalist = one("generalist", domains, None)
         if options.only_generalist:
             return
         for domain in wanted:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import VOCAB, llama
 
+import nab
 from nab.backends import heads
 from nab.backends.heads import Head, HeadModel, Shape
 from nab.backends.torch import CausalLM, Warper
@@ -92,3 +93,17 @@ def test_a_draft_vocabulary_outside_the_targets_is_refused():
     target = llama()
     with pytest.raises(ValueError, match="ids below 257"):
         HeadModel(Shape((3,), 48, 2), target, torch.tensor([1, 257]))
+
+
+def test_the_first_round_drafts_from_the_targets_features(monkeypatch):
+    """The prompt is read in one forward; without the target's features it would be token by token."""
+    target, head = pair()
+    extend, read = head._extend, []
+
+    def counted(tokens, features):
+        read.append(len(tokens))
+        extend(tokens, features)
+
+    monkeypatch.setattr(head, "_extend", counted)
+    next(nab.decode(target, [head], nab.Constant([1.0]), list(range(20)), draft_len=3, rng=0))
+    assert read == [20, 1, 1]

@@ -1,6 +1,8 @@
 """Training goes on after a kill as if nothing had happened; losses and int8 weights are what they say."""
 
+import hashlib
 import json
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from nab.backends import distill, int8, pool, pretrained
 from nab.backends.distill import PAD, Feature, Plan, Standalone, Teacher, Unit, distillation_loss, train
 from nab.backends.heads import Head, HeadModel, Shape
 from nab.backends.torch import CausalLM, Warper
-from nab.backends.training import Recipe, Windows, fit
+from nab.backends.training import Recipe, Windows, fit, provenance
 
 
 class Killed(BaseException):
@@ -187,3 +189,14 @@ def test_unusable_corpora_and_layers_are_named(corpora, tmp_path):
         Teacher(target, corpora, tmp_path, (3,)).text("a", 0)
     with pytest.raises(FileNotFoundError, match="no folders <domain>/train"):
         _ = Teacher(target, tmp_path / "empty", tmp_path, (3,)).domains
+
+
+def test_a_manifest_names_data_time_and_machine(tmp_path):
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.txt").write_text("first ")
+    facts = provenance({"prose": tmp_path}, device="cpu", began=time.time() - 60)
+    digest = hashlib.sha256(b"first second").hexdigest()
+    assert facts["data"] == {"prose": {"documents": 2, "bytes": 12, "sha256": digest}}
+    assert facts["seconds"] >= 60
+    assert {"hardware", "device", "threads", "torch", "finished"} <= set(facts)
+    json.dumps(facts)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from nab.sim.trace import processor
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,33 @@ def _curve(file: Path, done: int) -> Iterator[Callable[[int, float], None]]:
             stream.flush()
 
         yield append
+
+
+def provenance(folders: Mapping[str, Path], *, device: str, began: float) -> dict[str, Any]:
+    """What a manifest says beside plan and seed: the data, the time since ``began``, the machine.
+
+    Args:
+        folders: of the text files of each domain.
+        device: that trained.
+        began: what ``time.time()`` was at the start of this process's part.
+    """
+    data = {}
+    for domain, folder in folders.items():
+        files, digest, size = sorted(folder.glob("*.txt")), hashlib.sha256(), 0
+        for file in files:
+            text = file.read_bytes()
+            size += len(text)
+            digest.update(text)
+        data[domain] = {"documents": len(files), "bytes": size, "sha256": digest.hexdigest()}
+    return {
+        "data": data,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time() - began),
+        "hardware": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 @dataclass(frozen=True)
