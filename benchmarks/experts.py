@@ -16,8 +16,9 @@ stopped goes on, and several processes (say, one per --domain) may share OUT. Wr
 
 import argparse
 import json
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,54 +47,52 @@ def student(drafter: Any) -> Any:
     return None
 
 
-@torch.inference_mode()
-def with_likeliest(unit: Unit, output: torch.Tensor) -> tuple[Unit, torch.Tensor]:
-    """A unit and the target's likeliest token at each position, `(rows, length)`."""
-    return unit, (unit.hidden[:, :, -1].to(output.dtype) @ output.T).argmax(-1)
+class Read(NamedTuple):
+    """A unit; the target's likeliest token at each position, `(rows, length)`; where its answers start."""
+
+    unit: Unit
+    likeliest: torch.Tensor
+    starts: list[int]
 
 
 @torch.inference_mode()
-def acceptance(learned: Any, output: torch.Tensor, units: list[tuple[Unit, torch.Tensor]]) -> np.ndarray:
-    """Means over rows, `(rows, 2, depths)`: at temperature 1 and greedy; one depth where all are alike."""
-    found = []
-    for unit, likeliest in units:
-        p = teacher_laws(unit, output[learned.tokens])
-        laws = learned.laws(unit, DEPTHS)
-        columns = []
-        for depth, logits in enumerate(laws):
-            real = (unit.tokens != PAD)[:, depth:].float()
-            q = logits.float().softmax(-1)
-            both = torch.minimum(p, q).sum(-1), (learned.tokens[q.argmax(-1)] == likeliest).float()
-            columns.append([((x[:, depth:] * real).sum(1) / real.sum(1)).tolist() for x in both])
-        found.append(np.array(columns).transpose(2, 1, 0))
-    return np.concatenate(found)
+def read(unit: Unit, output: torch.Tensor, starts: list[int]) -> Read:
+    """With the target's output matrix, `(vocab, width)`."""
+    return Read(unit, (unit.hidden[:, :, -1].to(output.dtype) @ output.T).argmax(-1), starts)
 
 
 @torch.inference_mode()
-def rounds_in_hindsight(
-    learned: Any, output: torch.Tensor, units: list[tuple[Unit, torch.Tensor]], starts: list[int]
-) -> tuple[list[int], list[float]]:
-    """Tokens of each answer, and the rounds that the drafter alone would have taken for it, in expectation.
+def scores(learned: Any, output: torch.Tensor, text: Read) -> tuple[np.ndarray, list[int], list[float]]:
+    """What follows from a text, row by row.
 
-    `starts`: first token of the answer, row by row. Each depth of a draft has its own acceptance.
+    Mean acceptance `(rows, 2, depths)` at temperature 1 and greedy, of one depth where all are alike; tokens
+    of each answer; the rounds that the drafter alone would have taken for it at temperature 1, in
+    expectation, each depth of a draft with its own acceptance.
     """
+    unit = text.unit
+    p = teacher_laws(unit, output[learned.tokens])
+    laws = [logits.float().softmax(-1) for logits in learned.laws(unit, DEPTHS)]
+    columns = []
+    for depth, q in enumerate(laws):
+        real = (unit.tokens != PAD)[:, depth:].float()
+        both = torch.minimum(p, q).sum(-1), (learned.tokens[q.argmax(-1)] == text.likeliest).float()
+        columns.append([((x[:, depth:] * real).sum(1) / real.sum(1)).tolist() for x in both])
+
     column = torch.full((len(output),), -1)
     column[learned.tokens.long()] = torch.arange(len(learned.tokens))
     emitted, rounds = [], []
-    for unit, _ in units:
-        p = teacher_laws(unit, output)
-        laws = [logits.float().softmax(-1) for logits in learned.laws(unit, DRAFT_LEN)]
-        for row, tokens in enumerate(unit.tokens.long()):
-            start, end = starts[len(emitted)], int((tokens != PAD).sum())
-            answer, before = tokens[start:end], torch.arange(start - 1, end - 1)
-            of_target, place = p[row, before, answer], column[answer]
-            accepted = [
-                (q[row, before, place.clamp_min(0)] * (place >= 0) / of_target).clamp(max=1) for q in laws
-            ]
-            emitted.append(len(answer))
-            by_depth = torch.stack(accepted).double().numpy()[..., None]
-            rounds.append(float(expected_rounds(by_depth, DRAFT_LEN)[0]) if len(answer) else 0.0)
-    return emitted, rounds
+    for row, (tokens, start) in enumerate(zip(unit.tokens.long(), text.starts, strict=True)):
+        end = int((tokens != PAD).sum())
+        answer, before = tokens[start:end], torch.arange(start - 1, end - 1)
+        place, masses = column[answer], p[row, before]
+        carried = [q[row, before].clamp(max=masses) / masses for q in laws]
+        accepted = [
+            torch.where(place < 0, 0, c.gather(1, place.clamp_min(0)[:, None])[:, 0]) for c in carried
+        ]
+        by_depth = torch.stack((accepted * DRAFT_LEN)[:DRAFT_LEN]).double().numpy()[..., None]
+        emitted.append(len(answer))
+        rounds.append(float(expected_rounds(by_depth, DRAFT_LEN)[0]) if len(answer) else 0.0)
+    return np.array(columns).transpose(2, 1, 0), emitted, rounds
 
 
 def interval(values: Any, weights: Any = None) -> list[float]:
@@ -189,16 +188,18 @@ def given_text(
         tables = [f"acceptance, {kind}, {mode}" for mode in ("sampled", "greedy")]
         for domain in domains:
             left = [name for name in learned if (tables[1], name, domain) not in known]
-            wanted = range(units if left else 0)
-            read = [with_likeliest(teacher.unit(domain, kind, k), output) for k in wanted]
+            texts = []
+            for k in range(units if left else 0):
+                unit = teacher.unit(domain, kind, k)
+                prompts = teacher.prompts(domain, (k + 1) * teacher.rows)[k * teacher.rows :]
+                texts.append(read(unit, output, list(map(len, prompts))))
             for name in left:
-                if kind == "answers":
-                    of_law = read[:TOGETHER]  # those after them are at another temperature
-                    starts = list(map(len, teacher.prompts(domain, len(of_law) * teacher.rows)))
-                    emitted, rounds = rounds_in_hindsight(learned[name], output, of_law, starts)
-                    cells.add(HINDSIGHT, name, domain, emitted=emitted, rounds=rounds)
-                rows = acceptance(learned[name], output, read)
-                for table, values in zip(tables, rows.transpose(1, 0, 2), strict=True):
+                found = [scores(learned[name], output, text) for text in texts]
+                rows, emitted, rounds = zip(*found, strict=True)
+                if kind == "answers":  # those after the first TOGETHER units are at another temperature
+                    of_law = [list(chain(*of_units[:TOGETHER])) for of_units in (emitted, rounds)]
+                    cells.add(HINDSIGHT, name, domain, emitted=of_law[0], rounds=of_law[1])
+                for table, values in zip(tables, np.concatenate(rows).transpose(1, 0, 2), strict=True):
                     cells.add(table, name, domain, rows=values.round(4).tolist())
             print(kind, domain, flush=True)
 
