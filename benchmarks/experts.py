@@ -273,12 +273,15 @@ def headline(cells: Cells) -> str:
 
 def markdown(title: str, table: dict[str, dict[str, list[float]]]) -> str:
     """A drafter a row, a domain a column; half-widths of the intervals behind the means."""
-    domains = sorted(set.intersection(*(set(row) for row in table.values())))
+    domains = sorted(set().union(*table.values()))
     lines = [f"\n{title}\n", f"| drafter | {' | '.join(domains)} |", "|---" * (len(domains) + 1) + "|"]
-    best = {d: max(row[d][0] for row in table.values()) for d in domains}
+    best = {d: max(row[d][0] for row in table.values() if d in row) for d in domains}
     for name, row in table.items():
         cells = []
         for d in domains:
+            if d not in row:
+                cells.append("-")
+                continue
             mean, low, high = row[d]
             shown = f"**{mean:.2f}**" if mean == best[d] else f"{mean:.2f}"
             cells.append(f"{shown} ±{(high - low) / 2:.2f}")
@@ -293,9 +296,9 @@ def depths(accepted: dict[str, dict[str, dict[str, list[list[float]]]]]) -> str:
         if all(len(cell) == 1 for row in table.values() for cell in row.values()):
             continue
         text += f"\n{key}, by depth\n\n| domain | drafter | 1 | 2 | 3 | 4 | 5 |\n{'|---' * 7}|\n"
-        for domain in next(iter(table.values())):
+        for domain in sorted(set().union(*table.values())):
             for name in ("generalist", domain):
-                if name in table:
+                if domain in table.get(name, {}):
                     cells = " | ".join(
                         f"{mean:.2f} ±{(high - low) / 2:.2f}" for mean, low, high in table[name][domain]
                     )
@@ -308,13 +311,15 @@ def draw(tables: list[tuple[str, dict[str, dict[str, list[float]]]]], path: Path
     figure = Figure(figsize=(13, 4.2 * ((len(tables) + 1) // 2)), layout="constrained")
     for axes, (name, table) in zip(figure.subplots(-(-len(tables) // 2), 2).flat, tables, strict=False):
         drafters = list(table)
-        domains = sorted(set.intersection(*(set(row) for row in table.values())))
-        values = np.array([[table[i][d][0] for d in domains] for i in drafters])
+        domains = sorted(set().union(*table.values()))
+        values = np.array([[table[i].get(d, [np.nan])[0] for d in domains] for i in drafters])
         picture = axes.imshow(values, cmap="viridis", aspect="auto")
         axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
         axes.set_yticks(range(len(drafters)), drafters)
-        middle = (values.min() + values.max()) / 2
+        middle = (np.nanmin(values) + np.nanmax(values)) / 2
         for (i, k), value in np.ndenumerate(values):
+            if np.isnan(value):
+                continue
             axes.text(
                 k, i, f"{value:.2f}", ha="center", va="center", color="black" if value > middle else "white"
             )
