@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from console import guarded, steps_bar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nab.backends import int8
+from nab.backends.distill import small_llama
 from nab.backends.pretrained import llama_file
 from nab.backends.training import Recipe, Windows, fit, provenance
 
@@ -55,25 +56,6 @@ def make_tokenizer(corpora: dict[str, list[str]], vocab_size: int, sample: int =
 
     tokenizer.train_from_iterator(sampled(), trainer)
     return tokenizer
-
-
-def make_target(vocab_size: int, end: int, seed: int) -> LlamaForCausalLM:
-    """Eight layers of width 256, 6.8 million parameters."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=end,
-        pad_token_id=None,
-    )
-    return LlamaForCausalLM(config)
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
@@ -133,7 +115,10 @@ def main() -> None:
         return Windows(joined, options.window, options.seed)
 
     data = {domain: windows(documents) for domain, documents in train.items()}
-    model = make_target(tokenizer.get_vocab_size(), end, options.seed).to(options.device)
+    torch.manual_seed(options.seed)
+    model = small_llama(
+        tokenizer.get_vocab_size(), 256, 704, layers=8, head_width=64, context=2048, end=end
+    ).to(options.device)  # 6.8 million parameters
     share = options.batch // len(domains)
     steps = options.tokens // (share * len(domains) * options.window)
 

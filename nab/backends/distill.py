@@ -252,20 +252,30 @@ class Feature(nn.Module):
         return [self.model.logits(features) for features in own]
 
 
-def small_llama(vocab_size: int, width: int, intermediate: int, target: Pretrained) -> LlamaForCausalLM:
-    """One layer over the vocabulary of ``target``, for ``Standalone``."""
+def small_llama(
+    vocab_size: int,
+    width: int,
+    intermediate: int,
+    *,
+    layers: int = 1,
+    head_width: int = 32,
+    context: int,
+    end: int | None,
+) -> LlamaForCausalLM:
+    """A Llama with tied embeddings: the tiny target, and what ``Standalone`` trains."""
+    heads = max(width // head_width, 1)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=width,
             intermediate_size=intermediate,
-            num_hidden_layers=1,
-            num_attention_heads=max(width // 32, 1),
-            num_key_value_heads=max(width // 32, 1),
-            max_position_embeddings=target.model.config.get_text_config().max_position_embeddings,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=context,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=target.tokenizer.eos_token_id,
+            eos_token_id=end,
             pad_token_id=None,
         )
     )
@@ -418,7 +428,13 @@ def train(
         student: Student = Feature(model)
         initial.pop("tokens", None)
     else:
-        model = small_llama(len(output), plan.width, plan.intermediate, teacher.target)
+        model = small_llama(
+            len(output),
+            plan.width,
+            plan.intermediate,
+            context=target.config.get_text_config().max_position_embeddings,
+            end=teacher.target.tokenizer.eos_token_id,
+        )
         student = Standalone(model)
     if initial:
         model.load_state_dict(initial, strict=False)
