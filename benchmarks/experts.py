@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 
 import nab
 from nab.backends import pool
-from nab.backends.distill import PAD, TOGETHER, Feature, Standalone, Teacher, Unit, teacher_laws
+from nab.backends.distill import Feature, Standalone, teacher_laws
 from nab.backends.heads import Head
 from nab.backends.pretrained import load
+from nab.backends.teacher import PAD, TOGETHER, Teacher, Unit
 from nab.backends.torch import CausalLM, Warper
 from nab.decode import until
 from nab.losses import expected_rounds

@@ -21,8 +21,9 @@ import torch
 from console import guarded, steps_bar
 
 from nab.backends import int8
-from nab.backends.distill import Plan, Teacher, train
+from nab.backends.distill import Plan, train
 from nab.backends.pretrained import load
+from nab.backends.teacher import Teacher
 from nab.backends.training import Recipe, provenance
 
 PLANS = {

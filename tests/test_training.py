@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from nab.backends import distill, int8, pool, pretrained
-from nab.backends.distill import PAD, Feature, Plan, Standalone, Teacher, Unit, distillation_loss, train
+from nab.backends.distill import Feature, Plan, Standalone, distillation_loss, train
 from nab.backends.heads import Head, HeadModel, Shape
+from nab.backends.teacher import PAD, Teacher, Unit
 from nab.backends.torch import CausalLM, Warper
 from nab.backends.training import Recipe, Windows, fit, provenance
 
