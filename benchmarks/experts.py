@@ -79,18 +79,18 @@ def scores(learned: Any, output: torch.Tensor, text: Read) -> tuple[np.ndarray, 
         both = torch.minimum(p, q).sum(-1), (learned.tokens[q.argmax(-1)] == text.likeliest).float()
         columns.append([((x[:, depth:] * real).sum(1) / real.sum(1)).tolist() for x in both])
 
-    column = torch.full((len(output),), -1)
-    column[learned.tokens.long()] = torch.arange(len(learned.tokens))
+    column = torch.full((len(output),), -1, device=output.device)
+    column[learned.tokens.long()] = torch.arange(len(learned.tokens), device=output.device)
     emitted, rounds = [], []
     for row, (tokens, start) in enumerate(zip(unit.tokens.long(), text.starts, strict=True)):
         end = int((tokens != PAD).sum())
-        answer, before = tokens[start:end], torch.arange(start - 1, end - 1)
+        answer, before = tokens[start:end], torch.arange(start - 1, end - 1, device=p.device)
         place, masses = column[answer], p[row, before]
         carried = [q[row, before].clamp(max=masses) / masses for q in laws]
         accepted = [
             torch.where(place < 0, 0, c.gather(1, place.clamp_min(0)[:, None])[:, 0]) for c in carried
         ]
-        by_depth = torch.stack((accepted * DRAFT_LEN)[:DRAFT_LEN]).double().numpy()[..., None]
+        by_depth = torch.stack((accepted * DRAFT_LEN)[:DRAFT_LEN]).double().cpu().numpy()[..., None]
         emitted.append(len(answer))
         rounds.append(float(expected_rounds(by_depth, DRAFT_LEN)[0]) if len(answer) else 0.0)
     return np.array(columns).transpose(2, 1, 0), emitted, rounds
