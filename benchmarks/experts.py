@@ -310,7 +310,10 @@ def depths(accepted: dict[str, dict[str, dict[str, list[list[float]]]]]) -> str:
 def draw(tables: list[tuple[str, dict[str, dict[str, list[float]]]]], path: Path, title: str) -> None:
     """A heat map per table."""
     figure = Figure(figsize=(13, 4.2 * ((len(tables) + 1) // 2)), layout="constrained")
-    for axes, (name, table) in zip(figure.subplots(-(-len(tables) // 2), 2).flat, tables, strict=False):
+    panels = figure.subplots(-(-len(tables) // 2), 2).flat
+    for axes in panels[len(tables) :]:
+        axes.set_axis_off()
+    for axes, (name, table) in zip(panels, tables, strict=False):
         drafters = list(table)
         domains = sorted(set().union(*table.values()))
         values = np.array([[table[i].get(d, [np.nan])[0] for d in domains] for i in drafters])
