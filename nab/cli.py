@@ -20,7 +20,7 @@ import nab
 from nab import plots
 from nab import prompts as prompt_files
 from nab.console import View, comparison_table, run_table, same_text_table
-from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start
+from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.losses import Length, Token
 from nab.prompts import Prompt
 from nab.selector import Constant, Selector
@@ -222,27 +222,30 @@ def run(options: Options, selector: str) -> None:
 @_shared_options
 def compare(options: Options, jobs: int | None) -> None:
     """Decode the same prompts plainly, with each drafter alone, and under every selector."""
-    experiment, console = _experiment(options, _all_policies), _console(options)
     jobs = jobs or (min(os.cpu_count() or 1, 4) if options.tiny else 1)
-    try:
-        if jobs == 1:
-            _execute(options, experiment, console)
-        else:
-            with experiment.workers(jobs, partial(_experiment, options, _all_policies)) as start:
-                _execute(options, experiment, console, start)
-    finally:
-        done = experiment.finished()
-        if done.prompts:
-            title = _title(options, done, "")
-            results = {name: done.results(name) for name in done.policies}
-            totals = {name: result["total"] for name, result in results.items()}
-            console.print(comparison_table(totals, title))
-            console.print(same_text_table(totals))
-            same_text = _same_text(done, console) if options.temperature == 0 else None
-            if options.as_json:
-                print(json.dumps({"policies": results, "same_text": same_text}, ensure_ascii=False))
-            if options.plot:
-                plots.comparison(totals, options.plot, title)
+    make = partial(_experiment, options, _all_policies)
+    with workers(jobs, make) if jobs > 1 else nullcontext() as starter:
+        experiment, console = make(), _console(options)
+        try:
+            _execute(options, experiment, console, starter and starter(experiment))
+        finally:
+            _report(options, experiment.finished(), console)
+
+
+def _report(options: Options, done: Experiment, console: Console) -> None:
+    """Tables, JSON and picture of a comparison."""
+    if not done.prompts:
+        return
+    title = _title(options, done, "")
+    results = {name: done.results(name) for name in done.policies}
+    totals = {name: result["total"] for name, result in results.items()}
+    console.print(comparison_table(totals, title))
+    console.print(same_text_table(totals))
+    same_text = _same_text(done, console) if options.temperature == 0 else None
+    if options.as_json:
+        print(json.dumps({"policies": results, "same_text": same_text}, ensure_ascii=False))
+    if options.plot:
+        plots.comparison(totals, options.plot, title)
 
 
 def _all_policies(drafters: list[str]) -> list[str]:

@@ -67,47 +67,20 @@ class Experiment:
     def start(self, number: int, name: str) -> tuple[Query, Generator[Round]]:
         """See ``Start``; in this process."""
         decoding, choosing = np.random.SeedSequence([self.seed, number]).spawn(2)
-        query, selector = self._query(number, name), self.policies[name](choosing)
+        query, selector = self.query(number, name), self.policies[name](choosing)
         return query, self.session.decode(query, self._encoded[number], selector, decoding)
 
-    @contextmanager
-    def workers(self, jobs: int, make: Callable[[], Experiment]) -> Iterator[Start]:
-        """A ``Start`` of ``jobs`` processes side by side, each query in one of them, for ``execute``.
-
-        The answers are the same, since what a query draws depends on its number alone; they arrive whole.
-
-        Args:
-            jobs: processes.
-            make: makes this experiment anew in each of them; must pickle.
-        """
-        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _open, (make,))
-        answers = pool.map(_answer, *zip(*self._order(), strict=True))
-
-        def start(number: int, name: str) -> tuple[Query, Generator[Round]]:
-            query = self._query(number, name)
-
-            def rounds() -> Generator[Round]:
-                vars(query).update(vars(next(answers)))
-                yield from query.rounds
-
-            return query, rounds()
-
-        try:
-            yield start
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-
-    def _query(self, number: int, name: str) -> Query:
+    def query(self, number: int, name: str) -> Query:
+        """An empty query for a prompt under a policy."""
         return self.session.query(plain=name == PLAIN, domain=self.prompts[number].domain)
 
-    def _order(self) -> list[tuple[int, str]]:
+    def order(self) -> list[tuple[int, str]]:
+        """Prompt number and policy of all queries, in the order of ``execute``."""
         return [(number, name) for number in range(len(self.prompts)) for name in self.policies]
 
     def execute(self, watch: Watch, trace: TraceWriter | None = None, start: Start | None = None) -> None:
         """Decode everything; ``queries`` and ``trace`` are complete up to the last round at any time."""
-        for number, name in self._order():
+        for number, name in self.order():
             query, rounds = (start or self.start)(number, name)
             self.queries[name].append(query)
             where = {"query": number, "policy": name}
@@ -154,8 +127,9 @@ class Experiment:
             return {}
         rng, found = np.random.default_rng(self.seed), {}
         for domain, queries in self.by_domain(name).items():
-            rounds = sum(query.replayed_rounds(self.policies[name], rng) for query in queries)
-            found[domain] = sum(len(query.tokens) for query in queries) / max(rounds, 1)
+            each = [query.replayed(self.policies[name], rng) for query in queries]
+            tokens, rounds = np.sum(each, axis=0)
+            found[domain] = float(tokens / max(rounds, 1))
         return found
 
     def stopping_time_regret(self, name: str) -> float | None:
@@ -188,16 +162,63 @@ class Experiment:
         return found
 
 
-_experiment: list[Experiment] = []  # of a worker process
+@contextmanager
+def workers(jobs: int, make: Callable[[], Experiment]) -> Iterator[Callable[[Experiment], Start]]:
+    """Processes that answer queries side by side, each query in one of them; they load at once.
+
+    Gives what turns the experiment into a ``Start`` for its ``execute``. The answers are the same, since what
+    a query draws depends on its number alone; they arrive whole.
+
+    Args:
+        jobs: processes.
+        make: makes the same experiment in each of them; must pickle.
+    """
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _open, (make,))
+    for _ in range(jobs):
+        pool.submit(_ready)
+
+    def of(experiment: Experiment) -> Start:
+        answers = pool.map(_answer, *zip(*experiment.order(), strict=True))
+
+        def start(number: int, name: str) -> tuple[Query, Generator[Round]]:
+            query = experiment.query(number, name)
+
+            def rounds() -> Generator[Round]:
+                vars(query).update(vars(next(answers)))
+                yield from query.rounds
+
+            return query, rounds()
+
+        return start
+
+    try:
+        yield of
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+_opened: list[Experiment | Exception] = []  # of a worker process
 
 
 def _open(make: Callable[[], Experiment]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _experiment.append(make())
+    try:
+        _opened.append(make())
+    except Exception as error:  # the parent meets it too, or else with the first answer
+        _opened.append(error)
+
+
+def _ready() -> None:
+    """Nothing: a process starts with its first task."""
 
 
 def _answer(number: int, name: str) -> Query:
-    query, rounds = _experiment[0].start(number, name)
+    experiment = _opened[0]
+    if isinstance(experiment, Exception):
+        raise experiment
+    query, rounds = experiment.start(number, name)
     for _ in rounds:
         pass
     return query

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from nab.decode import Evaluation, Round, decode, until
-from nab.losses import Length, Token, expected_rounds
+from nab.losses import Length, Token, expected_rounds, plug_in_length
 from nab.selector import Chooses
 from nab.sim.regret import regret
 from nab.sim.replay import replay
 from nab.types import Floats, LanguageModel, Objective
 
-REPLAYS = 16
+REPLAYS = 8
 _SETTLE_AFTER = 64  # positions whose target laws are held before they are scored
 
 
@@ -135,15 +135,23 @@ class Query:
         """Mean rounds each drafter alone would have needed for the scored part of this answer, ``(n,)``."""
         return expected_rounds(self.scores()[1], self.draft_len)
 
-    def replayed_rounds(self, policy: Callable[[Any], Chooses], rng: np.random.Generator) -> float:
-        """Rounds that selectors of ``policy`` take on the scored part of this answer, mean over replays."""
-        scores = self.scores()
-        seeds = rng.spawn(2 * REPLAYS)
-        replays = (
-            replay(policy(choosing), *scores, draft_len=self.draft_len, rng=drawing)
-            for choosing, drawing in zip(seeds[::2], seeds[1::2], strict=True)
-        )
-        return sum(1 for rounds in replays for _ in rounds) / REPLAYS
+    def replayed(self, policy: Callable[[Any], Chooses], rng: np.random.Generator) -> tuple[float, int]:
+        """Tokens and rounds of selectors of ``policy`` on the scored part of this answer, over replays.
+
+        The tokens of a round are those that its drafter could expect there. Their sum has the text's length
+        as its mean (optional stopping) and moves with the number of rounds, so the quotient is the selector's
+        mean acceptance length without most of the noise of acceptance.
+        """
+        gamma, realised = self.scores()
+        behind = np.zeros((self.draft_len, len(self.names)))  # a round ends with the text
+        lengths = plug_in_length(np.concatenate([realised[:-1], behind]), self.draft_len)
+        seeds, tokens, rounds = rng.spawn(2 * REPLAYS), 0.0, 0
+        for choosing, drawing in zip(seeds[::2], seeds[1::2], strict=True):
+            selector = policy(choosing)
+            for each in replay(selector, gamma, realised, draft_len=self.draft_len, rng=drawing):
+                tokens += float(lengths[each.start, each.choice])
+                rounds += 1
+        return tokens, rounds
 
     def regret(self, objective: Objective) -> Floats:
         """Cumulative regret ``(positions, n)`` under an objective, over positions with a whole window."""

@@ -6,6 +6,7 @@ from enumeration import outcomes
 from test_decode import POOL, SELECTORS, TARGET
 
 import nab
+from nab import measure
 from nab.decode import Evaluation
 from nab.sim import replay
 
@@ -59,6 +60,24 @@ def test_a_replay_has_the_law_of_the_decoder_given_the_text(name):
 
 def test_the_same_test_rejects_a_replay_with_other_acceptances():
     assert distance(SELECTORS["uniform"], power=2) > 1e-3
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_the_expected_tokens_of_a_replays_rounds_add_up_to_the_text_in_the_mean(name, monkeypatch):
+    """By enumeration of one replay; what ``Query.replayed`` sums is then a martingale with the right mean."""
+    monkeypatch.setattr(measure, "REPLAYS", 1)
+    query = measure.Query(["a", "b"], DRAFT_LEN)
+    list(query.run(TARGET, POOL, nab.Constant([0.5, 0.5]), [0], max_new_tokens=LENGTH, rng=3))
+
+    class Spawns:
+        def __init__(self, rng):
+            self.rng = rng
+
+        def spawn(self, count):
+            return [self.rng] * count
+
+    found = [(r, p) for r, p in outcomes(lambda rng: query.replayed(SELECTORS[name], Spawns(rng)))]
+    assert sum(p * tokens for (tokens, _), p in found) == pytest.approx(LENGTH, abs=1e-12)
 
 
 def test_a_replay_hands_on_the_law_of_each_choice_and_every_position_once():
