@@ -15,37 +15,47 @@ from nab.measure import Query
 
 
 def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None:
-    """One column per domain: the weights along its longest answer, and the regret of all its answers.
+    """Per domain, four a row: the weights along its longest answer, and below the regret of all its answers.
 
     Regret is of the token loss, against the best single drafter of the tokens so far. The dashed line,
     ``sqrt(T ln n)``, gives the scale: it is Hedge's bound at the rate ``2 sqrt(ln n / t)``.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     domains = list(dict.fromkeys(query.domain for query in queries))
     names = queries[0].names
-    figure = Figure(figsize=(3.6 * max(len(domains), 2), 6.2), layout="constrained")
-    axes = figure.subplots(2, len(domains), squeeze=False, sharey="row")
-    for column, domain in enumerate(domains):
+    colours = colormaps["tab20"].colors * (len(names) // 20 + 1)  # type: ignore[attr-defined]
+    columns = min(len(domains), 4)
+    bands = -(-len(domains) // columns)
+    figure = Figure(figsize=(3.6 * max(columns, 2), 5.4 * bands + 0.8), layout="constrained")
+    grid = figure.subplots(2 * bands, columns, squeeze=False)
+    for k in range(len(domains), bands * columns):
+        for row in (0, 1):
+            grid[2 * (k // columns) + row, k % columns].set_axis_off()
+    for k, domain in enumerate(domains):
+        above, below = grid[2 * (k // columns), k % columns], grid[2 * (k // columns) + 1, k % columns]
         members = [query for query in queries if query.domain == domain and query.rounds]
         if not members:
             continue
         longest = max(members, key=lambda query: len(query.tokens))
         weights = np.concatenate([[r.probs] * len(r.emitted) for r in longest.rounds])
-        areas = axes[0, column].stackplot(np.arange(len(weights)), weights.T, labels=names, step="post")
-        axes[0, column].set(title=domain or "all prompts", ylim=(0, 1), xlim=(0, len(weights) - 1 or 1))
+        places = np.arange(len(weights))
+        areas = above.stackplot(places, weights.T, labels=names, step="post", colors=colours)
+        above.set(title=domain or "all prompts", ylim=(0, 1), xlim=(0, len(weights) - 1 or 1))
         for query in members:
             curve = query.regret(Token()).max(1, initial=-np.inf)
-            axes[1, column].plot(np.arange(1, len(curve) + 1), curve, color="tab:blue", alpha=0.6, lw=1)
+            below.plot(np.arange(1, len(curve) + 1), curve, color="tab:blue", alpha=0.6, lw=1)
         rounds = np.arange(1, max(len(query.tokens) for query in members) + 1)
         bound = np.sqrt(rounds * log(len(names)))
-        axes[1, column].plot(rounds, bound, "k--", lw=1, label=r"$\sqrt{T\,\ln n}$")
-        axes[1, column].set(xlabel="tokens of the answer")
+        below.plot(rounds, bound, "k--", lw=1, label=r"$\sqrt{T\,\ln n}$")
+        below.set(xlabel="tokens of the answer")
+        below.legend(frameon=False)
+        if k % columns == 0:
+            above.set_ylabel("weight of each drafter")
+            below.set_ylabel("regret, token loss")
         figure.legends = []
-        figure.legend(areas, names, loc="outside lower center", ncols=len(names), frameon=False)
-    axes[0, 0].set_ylabel("weight of each drafter")
-    axes[1, 0].set_ylabel("regret, token loss")
-    axes[1, 0].legend(frameon=False)
+        figure.legend(areas, names, loc="outside lower center", ncols=min(len(names), 8), frameon=False)
     figure.suptitle(title, fontsize="medium")
     _save(figure, path)
 
