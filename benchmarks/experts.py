@@ -251,18 +251,20 @@ def headline(cells: Cells) -> str:
         of_table = {key[1:]: np.array([cell["emitted"], cell["rounds"]]) for key, cell in found.items()
                     if key[0] == table}  # fmt: skip
         experts = sorted({domain for name, domain in of_table if name == domain})
-        if not experts or ("generalist", experts[0]) not in of_table:
+        names = ["generalist", *experts]
+        whole = [domain for domain in experts if all((name, domain) in of_table for name in names)]
+        if not whole:
             continue
         lengths = []  # own, generalist, best other: of each domain, as measured and 2000 times resampled
-        for domain in experts:
+        for domain in whole:
             count = of_table[domain, domain].shape[1]
             picks = [np.arange(count), *rng.integers(count, size=(2000, count))]
             mat = {name: np.array([np.divide(*of_table[name, domain][:, pick].sum(1)) for pick in picks])
-                   for name in ("generalist", *experts)}  # fmt: skip
+                   for name in names}  # fmt: skip
             other = np.max([mat[name] for name in experts if name != domain], axis=0)
             lengths.append((mat[domain], mat["generalist"], other))
         for domain, (own, generalist, other) in zip(
-            ["mean", *experts], [np.mean(lengths, axis=0), *lengths], strict=True
+            ["mean", *whole], [np.mean(lengths, axis=0), *lengths], strict=True
         ):
             shown = []
             for values in (own, generalist, own / generalist, own / other):
