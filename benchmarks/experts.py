@@ -242,7 +242,7 @@ def show(cells: Cells, out: Path, title: str) -> None:
 def headline(cells: Cells) -> str:
     """MAT of own experts over the generalist's and the best other expert's, by domain and in the mean.
 
-    95 % bootstrap intervals over the answers of each domain, the same answers for all drafters.
+    95 % bootstrap intervals over the prompts of each domain, the same prompts for all drafters.
     """
     found, rng = cells.read(), np.random.default_rng(0)
     text = "\n| MAT | domain | own expert | generalist | own / generalist | own / best other expert |\n"
