@@ -133,9 +133,8 @@ def decode(
         )
     rng = np.random.default_rng(rng)
     tokens = list(prompt)
-    target.score(
-        tokens, len(tokens)
-    )  # drafters that read the target's features find them from the first round on
+    # drafters that read the target's features find them from the first round on
+    target.score(tokens, len(tokens))
     while True:
         clock = [perf_counter()]
         uniforms = rng.random(2 * draft_len + 1)
