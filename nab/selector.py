@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nab.learners import flat, restored
 from nab.losses import Token
 from nab.sampling import sample
 from nab.types import Evaluate, Floats, Learner, Objective, as_floats
@@ -103,9 +104,8 @@ class Selector:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON types, exact to the last bit."""
-        learner = self.state._asdict()
         return {
-            "learner": {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in learner.items()},
+            "learner": {name: value.tolist() for name, value in flat(self.state).items()},
             "pending": self._pending.tolist(),
             "choice": self.choice,
             "probs": self.probs.tolist(),
@@ -121,8 +121,7 @@ class Selector:
         n = self._pending.shape[2]
         if len(saved["probs"]) != n:
             raise ValueError(f"saved state is over {len(saved['probs'])} drafters, this selector over {n}")
-        fields = {k: np.array(v) if isinstance(v, list) else v for k, v in saved["learner"].items()}
-        self.state = type(self.state)(**fields)
+        self.state = restored(self.state, saved["learner"])
         self._pending = np.array(saved["pending"]).reshape(3, -1, n)
         self.choice = saved["choice"]
         self.probs = np.array(saved["probs"])

@@ -31,8 +31,14 @@ def as_floats(values: Any) -> Floats:
 class Learner(Protocol[State]):
     """A full-information learner: it sees the loss of every drafter, chosen or not."""
 
-    def init(self, n: int, batch: int | None = None) -> State:
-        """State before the first round for ``n >= 1`` drafters, or for ``batch`` independent queries."""
+    def init(self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None) -> State:
+        """State before the first round.
+
+        Args:
+            n: drafters, at least 1.
+            batch: independent queries side by side, at least 1; None is a single one without that axis.
+            prior: law of the first choice, above 0, ``(n,)`` or ``(n, batch)``; None is uniform.
+        """
 
     def probs(self, state: State) -> Floats:
         """Law of the next choice, ``(n,)`` or ``(n, batch)``, summing to 1 over axis 0."""

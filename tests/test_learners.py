@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 import nab
-from nab.learners import NormalHedgeState
+from nab.learners.normal_hedge import NormalHedgeState, solved
 from nab.sim import regret
 
 LEARNERS = {
@@ -228,7 +228,9 @@ def test_normal_hedge_weights_against_an_independent_root(values):
     regrets = np.array(values)
     positive, c = np.maximum(regrets, 0), scale(regrets)
     weights = positive * np.exp((positive**2 - positive.max() ** 2) / (2 * c))
-    law = nab.NormalHedge().probs(NormalHedgeState(regrets, 10.0))
+    n = len(regrets)
+    found, law = solved(regrets, 10.0, np.float64(1.0), np.full(n, 1 / n), nab.NormalHedge().level)
+    assert found == pytest.approx(c, rel=1e-12)
     np.testing.assert_allclose(law, weights / weights.sum(), rtol=1e-10, atol=1e-15)
     assert (law[regrets <= 0] == 0).all()
 

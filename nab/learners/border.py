@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from math import inf
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from nab.types import Floats, as_floats
+
+ONE = int(np.float64(1).view(np.uint64))
+"""Bits of 1.0. A float64 is in [0, 1], and not -0.0, if its bits as an unsigned integer are at most these."""
 
 
 def zeros(n: int, batch: int | None) -> Floats:
@@ -21,22 +27,78 @@ def zeros(n: int, batch: int | None) -> Floats:
     return np.zeros(n if batch is None else (n, batch))
 
 
-def checked_losses(losses: ArrayLike, like: Floats) -> Floats:
-    """``losses`` as float64 shaped like ``like``.
+def checked_prior(prior: ArrayLike | None, n: int, batch: int | None) -> Floats:
+    """The prior as ``(n,)``, or ``(n, 1)`` for a batch that shares it; uniform where it is None.
+
+    Raises:
+        ValueError: on another shape, an entry that is not above 0, or a sum other than 1 (to 1e-9).
+    """
+    shape = zeros(n, batch).shape
+    law = np.full(n, 1 / n) if prior is None else as_floats(prior)
+    if law.shape not in ((n,), shape):
+        raise ValueError(f"prior must have shape {(n,)} or {shape}, got {law.shape}")
+    if not (law > 0).all():
+        raise ValueError(f"prior must be above 0 (leave a drafter out instead), got {law[~(law > 0)][0]}")
+    if not (abs(law.sum(0) - 1) <= 1e-9).all():
+        raise ValueError(f"prior must sum to 1 over drafters, got {law.sum(0)}")
+    return law if law.shape == shape else law[:, None]
+
+
+def checked_losses(losses: ArrayLike, shape: tuple[int, ...]) -> Floats:
+    """``losses`` as float64 of this shape.
 
     Raises:
         ValueError: on another shape, or any value that is not in [0, 1] (NaN included).
     """
     array = as_floats(losses)
-    if array.shape != like.shape:
-        raise ValueError(f"losses must have shape {like.shape}, got {array.shape}")
-    if not (array.min() >= 0 and array.max() <= 1):
-        bad = array[~((array >= 0) & (array <= 1))].flat[0]
-        raise ValueError(f"losses must lie in [0, 1], got {bad}")
+    if array.shape != shape:
+        raise ValueError(f"losses must have shape {shape}, got {array.shape}")
+    if np.maximum.reduce(array.view(np.uint64), axis=None) > ONE:
+        outside = array[~((array >= 0) & (array <= 1))]
+        if outside.size:
+            raise ValueError(f"losses must lie in [0, 1], got {outside[0]}")
     return array
 
 
-def checked_discount(discount: float) -> None:
-    """Raise ValueError unless ``discount`` lies in (0, 1]."""
-    if not 0 < discount <= 1:
-        raise ValueError(f"discount must lie in (0, 1], got {discount}")
+def checked_played(played: ArrayLike, shape: tuple[int, ...]) -> Floats:
+    """The law that was in force when a round was decided, as float64 of this shape.
+
+    Raises:
+        ValueError: on another shape.
+    """
+    array = as_floats(played)
+    if array.shape != shape:
+        raise ValueError(f"played must have shape {shape}, got {array.shape}")
+    return array
+
+
+def checked_arms(arm: ArrayLike, n: int, batch: tuple[int, ...]) -> NDArray[np.intp]:
+    """One arm per query, shape ``batch``: ``()`` or ``(batch,)``.
+
+    Raises:
+        ValueError: on another shape, or an arm outside 0 .. n - 1.
+    """
+    arms = np.asarray(arm)
+    if arms.shape != batch:
+        raise ValueError(f"arm must have shape {batch}, got {arms.shape}")
+    if arms.dtype.kind not in "iu":
+        raise ValueError(f"arm must be an integer, got {arm!r}")
+    if arms.min() < 0 or arms.max() >= n:
+        raise ValueError(f"arm must lie in 0 .. {n - 1}, got {arms.min() if arms.min() < 0 else arms.max()}")
+    return arms
+
+
+def checked(name: str, value: float, low: float = 0, high: float = inf, *, closed: bool = False) -> None:
+    """Raise ValueError unless ``low < value < high``, or ``low < value <= high`` where ``closed``."""
+    if not (low < value < high or (closed and value == high)):
+        raise ValueError(f"{name} must lie in ({low}, {high}{']' if closed else ')'}, got {value}")
+
+
+def every(condition: Any) -> bool:
+    """Whether a comparison of one number or of an array holds throughout; quicker on a number than all()."""
+    return bool(condition if condition.ndim == 0 else condition.all())
+
+
+def inner(a: Floats, b: Floats) -> Any:
+    """``sum_i a_i b_i`` over axis 0, ``()`` or ``(batch,)``."""
+    return a @ b if a.ndim == b.ndim == 1 else np.add.reduce(a * b, 0)

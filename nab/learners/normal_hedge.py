@@ -1,34 +1,39 @@
-"""NormalHedge: no learning rate, no horizon."""
+"""NormalHedge and its second-order sister: a half-normal potential, no learning rate, no horizon."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked_discount, checked_losses, zeros
-from nab.types import Floats, as_floats
+from nab.learners.border import checked, checked_losses, checked_played, checked_prior, every, inner, zeros
+from nab.types import Floats
 
 
 class NormalHedgeState(NamedTuple):
-    """Regret of the play against each drafter, ``(n,)`` or ``(n, batch)``, and ``rounds`` seen.
+    """Regret of the play against each drafter, rounds seen, scale, the coming law and the prior.
 
-    Both are discounted sums where the learner discounts.
+    Regret and law are ``(n,)`` or ``(n, batch)``; scale, the c of the potential, is ``()`` or ``(batch,)``.
+    Regret and rounds are discounted sums where the learner discounts.
     """
 
     regret: Floats
     rounds: float
+    scale: Floats
+    law: Floats
+    prior: Floats
 
 
 @dataclass(frozen=True)
 class NormalHedge:
-    """``p_i ~ [R_i]_+ exp([R_i]_+^2 / 2c)`` with c such that ``mean_i exp([R_i]_+^2 / 2c) = e``.
+    """``p_i ~ prior_i [R_i]_+ exp([R_i]_+^2 / 2c)``, the half-normal potential's slope at its own scale.
 
-    Source: Chaudhuri, Freund, Hsu 2009. Drafters without positive regret get weight exactly 0; where all
-    regrets are within rounding (1e-12 a round) of 0 or below, the law is uniform.
+    c is such that ``sum_i prior_i exp([R_i]_+^2 / 2c) = e``. Source: Chaudhuri, Freund, Hsu 2009. Drafters
+    without positive regret get weight exactly 0; where all regrets are within rounding (1e-12 a round) of 0
+    or below, the law is the prior.
 
     Args:
         discount: in (0, 1]; past regrets are multiplied by it every round, so that the learner forgets.
@@ -45,40 +50,131 @@ class NormalHedge:
     discount: float = 1.0
 
     def __post_init__(self) -> None:
-        checked_discount(self.discount)
+        checked("discount", self.discount, high=1, closed=True)
 
-    def init(self, n: int, batch: int | None = None) -> NormalHedgeState:
-        """No regret yet; the first law is uniform."""
-        return NormalHedgeState(zeros(n, batch), 0.0)
+    def init(self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None) -> NormalHedgeState:
+        """No regret yet; the first law is the prior, by default uniform."""
+        return _start(n, batch, prior, 1.0)
 
     def probs(self, state: NormalHedgeState) -> Floats:
-        """Weights of the half-normal potential at the scale that solves its defining equation."""
-        top = state.regret.max(0)
-        positive = top > 1e-12 * (1 + state.rounds)
-        share = np.where(positive, state.regret / np.where(positive, top, 1), 1).clip(0)
-        squares = share**2
-        weights = share * np.exp(_potential_scale(squares) * (squares - 1))
-        return np.asarray(weights / weights.sum(0))
+        """The law of the coming round, read-only; ``update`` has computed it."""
+        return state.law
 
     def update(
         self, state: NormalHedgeState, losses: ArrayLike, played: ArrayLike | None = None
     ) -> NormalHedgeState:
-        """Add the regret of the law that was played, by default ``probs(state)``."""
-        losses = checked_losses(losses, state.regret)
-        played = self.probs(state) if played is None else as_floats(played)
-        regret = self.discount * state.regret + ((played * losses).sum(0) - losses)
-        return NormalHedgeState(regret, self.discount * state.rounds + 1)
+        """Add the regret of the law that was played, by default ``probs(state)``, and find the next law."""
+        return _next(state, losses, played, self.discount, self.level)
+
+    def level(self, s: Any) -> tuple[Any, Any]:
+        """What the log of the mean potential has to be, 1 at every scale, and its derivative."""
+        return 1.0, 0.0
 
 
-def _potential_scale(squares: Floats) -> Floats:
-    """Root ``lam`` of ``ln mean exp(lam squares) = 1``, squares in [0, 1] with maximum 1 along axis 0.
+@dataclass(frozen=True)
+class NormalHedgeBH:
+    """NormalHedge with a potential that solves the backwards heat equation: its regret is of second order.
 
-    The left side is convex and increasing with its root in [1, 1 + ln n], so Newton started at the right end
-    falls monotonically to it and needs no bracket: 5 steps at n = 8 and 7 at n = 10^6 reach 1e-13.
+    ``p_i ~ prior_i [R_i]_+ exp([R_i]_+^2 / 2c)`` with c such that ``sum_i prior_i c^(-1/2) exp([R_i]_+^2 /
+    2c) = start^(-1/2)``: the potential ``c^(-1/2) exp(y^2 / 2c)`` stays constant, and c is a clock that
+    moves as fast as regrets spread, from ``start``. What is proved of it and what is checked is in
+    docs/theory.md (``nab.sim.bounds.normal_hedge_bh``). After Freund, Harvey, Portella, Qi and Wang 2026
+    (arXiv 2602.08151), derived here from the potential alone.
+
+    Args:
+        start: c before the first round, above 0.
+
+    Raises:
+        ValueError: if ``start`` is not above 0.
+
+    >>> learner = NormalHedgeBH()
+    >>> state = learner.update(learner.init(3), [0.0, 0.5, 1.0])
+    >>> learner.probs(state).tolist()
+    [1.0, 0.0, 0.0]
     """
-    lam = np.full(squares.shape[1:], 1 + log(len(squares)))
-    for _ in range(7):
-        powers = np.exp(lam * (squares - 1))
-        mean = powers.mean(0)
-        lam = np.maximum(lam - (lam + np.log(mean) - 1) * mean / (squares * powers).mean(0), 1)
-    return lam
+
+    start: float = 1.0
+
+    def __post_init__(self) -> None:
+        checked("start", self.start)
+
+    def init(self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None) -> NormalHedgeState:
+        """No regret yet; the first law is the prior, by default uniform."""
+        return _start(n, batch, prior, self.start)
+
+    def probs(self, state: NormalHedgeState) -> Floats:
+        """The law of the coming round, read-only; ``update`` has computed it."""
+        return state.law
+
+    def update(
+        self, state: NormalHedgeState, losses: ArrayLike, played: ArrayLike | None = None
+    ) -> NormalHedgeState:
+        """Add the regret of the law that was played, by default ``probs(state)``, and find the next law."""
+        return _next(state, losses, played, 1.0, self.level)
+
+    def level(self, s: Any) -> tuple[Any, Any]:
+        """What the log of the mean potential has to be, ``ln sqrt(c / start)``, and its derivative."""
+        return -0.5 * np.log(2 * self.start * s), -0.5 / s
+
+
+Level = Callable[[Any], tuple[Any, Any]]
+"""What the log of the mean potential has to be at ``s = 1 / 2c``, and its derivative in s."""
+
+
+def _start(n: int, batch: int | None, prior: ArrayLike | None, scale: float) -> NormalHedgeState:
+    none, law = zeros(n, batch), checked_prior(prior, n, batch)
+    first = np.broadcast_to(law, none.shape)
+    return NormalHedgeState(none, 0.0, np.full(none.shape[1:], scale), first, law)
+
+
+def _next(
+    state: NormalHedgeState, losses: ArrayLike, played: ArrayLike | None, discount: float, level: Level
+) -> NormalHedgeState:
+    past, rounds, scale, law, prior = state
+    new = checked_losses(losses, past.shape)
+    if played is not None:
+        law = checked_played(played, past.shape)
+    regret = past * discount
+    regret -= new
+    regret += inner(law, new)
+    rounds = discount * rounds + 1
+    return NormalHedgeState(regret, rounds, *solved(regret, rounds, scale, prior, level), prior)
+
+
+def solved(
+    regret: Floats, rounds: float, scale: Floats, prior: Floats, level: Level
+) -> tuple[Floats, Floats]:
+    """The scale c at which the potential is on its level, searched from the last one, and the law at it.
+
+    In ``s = 1 / 2c``, ``ln sum_i prior_i exp(s [R_i]_+^2)`` is convex and increasing: Newton overshoots
+    NormalHedge's root once at most and then falls to it; BH's level adds a concave term, so steps must not
+    leave s > 0. The play keeps c constant to first order, so from the last c two steps usually do; a step
+    below 1e-7 of s leaves an error below 1e-14.
+    """
+    top = np.maximum.reduce(regret, 0)
+    live = top > 1e-12 * (1 + rounds)
+    if not every(live):
+        regret, top = np.where(live, regret, 1.0), np.where(live, top, 1.0)
+    positive = np.maximum(regret, 0)
+    square = positive * positive
+    weighted = prior * square
+    s = 0.5 / scale
+    if not every(s * top * top < 300):
+        s = np.minimum(s, 1 / (top * top))
+    for _ in range(100):
+        powers = np.exp(s * square)
+        mean = inner(prior, powers)
+        wanted, slope = level(s)
+        step = (np.log(mean) - wanted) / (inner(weighted, powers) / mean - slope)
+        if not every(step < s):
+            step = np.minimum(step, 0.9 * s)
+        s = s - step
+        if every(abs(step) < 1e-7 * s):
+            break
+    square *= s
+    law = np.exp(square, square)
+    law *= positive
+    law *= prior
+    law /= np.add.reduce(law, 0)
+    law.flags.writeable = False
+    return 0.5 / s, law

@@ -1,0 +1,59 @@
+"""States as flat dictionaries of arrays: plain enough for JSON and for ``numpy.savez``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+State = TypeVar("State")
+
+
+def flat(state: Any) -> dict[str, Any]:
+    """A state's numbers by name; names of nested states are joined by dots, ``instances.0.regret``.
+
+    ``json.dumps({k: v.tolist() for k, v in flat(state).items()})`` and ``numpy.savez(file, **flat(state))``
+    both keep every bit.
+
+    >>> from nab import Hedge
+    >>> {name: value.tolist() for name, value in flat(Hedge().init(2)).items()}
+    {'losses': [0.0, 0.0], 'rounds': 0.0, 'prior': [0.5, 0.5]}
+    """
+    return dict(_items("", state))
+
+
+def restored(like: State, values: Mapping[str, Any]) -> State:
+    """The state that ``flat`` took apart.
+
+    Args:
+        like: a state of the same learner, such as its ``init``, over as many drafters.
+        values: arrays or nested lists by name.
+
+    Raises:
+        ValueError: on a name that is missing or not known.
+    """
+    names = flat(like).keys()
+    if names != values.keys():
+        raise ValueError(f"saved state has {sorted(values)}, this learner's has {sorted(names)}")
+    return _rebuilt("", like, values)  # type: ignore[no-any-return]
+
+
+def _items(name: str, part: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(part, tuple):
+        keys = getattr(part, "_fields", range(len(part)))
+        for key, value in zip(keys, part, strict=True):
+            yield from _items(f"{name}.{key}" if name else f"{key}", value)
+    else:
+        yield name, np.asarray(part)
+
+
+def _rebuilt(name: str, like: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(like, tuple):
+        keys = getattr(like, "_fields", range(len(like)))
+        parts = [
+            _rebuilt(f"{name}.{key}" if name else f"{key}", value, values)
+            for key, value in zip(keys, like, strict=True)
+        ]
+        return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+    return type(like)(values[name]) if isinstance(like, int | float) else np.array(values[name])
