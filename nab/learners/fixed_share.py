@@ -30,10 +30,9 @@ class FixedShare:
     8`` (Herbster and Warmuth 1998; ``nab.sim.bounds.fixed_share``).
 
     Args:
-        share: in (0, 1]; about one over the rounds between changes. rate: learning rate above 0. None is
-        ``sqrt(8 k)`` with k the price in nats that the prior over sequences
-            asks a round when a switch comes every 1 / share rounds: the best constant rate there, whatever
-            T is.
+        share: in (0, 1]; about one over the rounds between changes.
+        rate: learning rate above 0. None is ``sqrt(8 k)``, k the nats that the prior over sequences charges a
+            round where a switch comes every ``1 / share`` rounds: the best constant rate there.
 
     Raises:
         ValueError: on a share or rate outside its range.

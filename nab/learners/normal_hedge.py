@@ -177,4 +177,4 @@ def solved(
     law *= prior
     law /= np.add.reduce(law, 0)
     law.flags.writeable = False
-    return 0.5 / s, law
+    return np.where(live, 0.5 / s, scale) if not every(live) else 0.5 / s, law

@@ -1,0 +1,52 @@
+"""Plays a learner on a loss matrix, with feedback that may come late."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nab.types import Floats, Learner, as_floats
+
+
+def play(
+    learner: Learner[Any], losses: ArrayLike, *, delay: ArrayLike = 0, prior: ArrayLike | None = None
+) -> tuple[Floats, Any]:
+    """The laws a learner plays on given losses, and its last state.
+
+    Args:
+        learner: see ``nab.learners``.
+        losses: in [0, 1], ``(rounds, n)``, or ``(rounds, n, batch)`` for independent queries.
+        delay: rounds that feedback is late, at least 0: one number, or one a round. Losses of round t are
+            learned from before round ``t + delay + 1`` is played, with the law of round t; what would come
+            after the last round never comes.
+        prior: see ``init``.
+
+    Returns:
+        Laws, shaped like ``losses``, and the state after the last round.
+
+    Raises:
+        ValueError: on losses of another shape or a negative delay.
+
+    >>> from nab import Hedge
+    >>> laws, _ = play(Hedge(rate=1.0), [[0.0, 1.0], [0.0, 1.0]])
+    >>> laws.round(3).tolist()
+    [[0.5, 0.5], [0.731, 0.269]]
+    """
+    array = as_floats(losses)
+    if array.ndim not in (2, 3):
+        raise ValueError(f"losses must have shape (rounds, n) or (rounds, n, batch), got {array.shape}")
+    delays = np.broadcast_to(np.asarray(delay, dtype=int), len(array))
+    if (delays < 0).any():
+        raise ValueError(f"delay must be at least 0 rounds, got {delays.min()}")
+    state = learner.init(*array.shape[1:], prior=prior)
+    laws = np.empty_like(array)
+    due = defaultdict(list)
+    for t, late in enumerate(delays):
+        laws[t] = learner.probs(state)
+        due[t + late].append(t)
+        for done in due.pop(t, ()):
+            state = learner.update(state, array[done], laws[done])
+    return laws, state
