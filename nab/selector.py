@@ -3,23 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.learners import flat, restored
 from nab.losses import Token
-from nab.sampling import sample
+from nab.sampling import transport
 from nab.types import Evaluate, Floats, Learner, Objective, as_floats
 
-Pick = Callable[[Floats, float], int]
-"""How a law becomes a choice: ``sample`` draws from it, ``argmax`` takes its mode."""
+
+class Before(NamedTuple):
+    """The choice of the last round and the law that it was made from."""
+
+    choice: int
+    probs: Floats
 
 
-def argmax(probs: Floats, u: float) -> int:
-    """The likeliest drafter, the lower index among equals; ``u`` is ignored."""
-    return int(np.argmax(probs))
+Pick = Callable[[Floats, Callable[[], float], "Before | None"], int]
+"""How a law becomes a choice: ``draw``, ``argmax`` or ``coupled``.
+
+Called with the law ``(n,)``, a source of uniforms in [0, 1), and what was chosen before (None at first).
+"""
+
+
+def draw(probs: Floats, uniform: Callable[[], float], before: Before | None = None) -> int:
+    """Inverse CDF of one uniform, never an index of mass 0. The regret bounds are for this rule."""
+    u, cdf = uniform(), 0.0
+    for i, p in enumerate(probs.tolist()):
+        cdf += p
+        if u < cdf:
+            return i
+    return int(probs.nonzero()[0][-1])
+
+
+def argmax(probs: Floats, uniform: Callable[[], float], before: Before | None = None) -> int:
+    """The likeliest drafter, the lower index among equals.
+
+    Safe against losses that do not answer to it, such as a text's, as long as one drafter leads for long;
+    where leaders take turns it follows the leader, one round late, and no bound holds.
+    """
+    return int(probs.argmax())
+
+
+def coupled(probs: Floats, uniform: Callable[[], float], before: Before | None = None) -> int:
+    """A draw that moves as seldom as a draw from this law can: ``P(switch) = TV(before.probs, probs)``.
+
+    The maximal coupling of the last law and this one: keeps caches of the others cold, and switches at most
+    ``nab.sim.bounds.switches`` times in expectation. The choice has law ``probs`` exactly if ``probs`` does
+    not depend on the last draw. That is so for losses that come whatever was drawn, one vector a round. In
+    ``decode`` the text is such, but a better draft verifies more of it before the next draw, so there the
+    law holds only nearly; the text is the target's all the same.
+    """
+    if before is None:
+        return draw(probs, uniform)
+    return transport(before.choice, before.probs, probs, uniform(), uniform())
 
 
 class Chooses(Protocol):
@@ -54,11 +93,10 @@ class Selector:
     (Liu et al. 2025, section 4).
 
     Args:
-        learner: see ``nab.learners``.
-        n: number of drafters, at least 1.
-        objective: what to minimise; by default the token loss.
-        pick: ``sample`` (default) draws the choice from the learner's law, ``argmax`` takes its mode. The
-            regret bounds are for the draw.
+        learner: see ``nab.learners``. n: number of drafters, at least 1. objective: what to minimise; by
+        default the token loss. pick: ``draw`` (default) draws the choice from the learner's law, ``argmax``
+        takes its mode, ``coupled``
+            draws so that it seldom changes.
         rng: anything ``numpy.random.default_rng`` takes.
 
     >>> from nab import NormalHedge, Selector
@@ -75,7 +113,7 @@ class Selector:
         n: int,
         *,
         objective: Objective | None = None,
-        pick: Pick = sample,
+        pick: Pick = draw,
         rng: Any = None,
     ) -> None:
         self.learner = learner
@@ -84,11 +122,11 @@ class Selector:
         self._pick = pick
         self._rng = np.random.default_rng(rng)
         self._pending = np.empty((3, 0, n))  # gamma, realised, played of positions not yet released
-        self._choose()
+        self._choose(None)
 
-    def _choose(self) -> None:
+    def _choose(self, before: Before | None) -> None:
         self.probs = self.learner.probs(self.state)
-        self.choice = self._pick(self.probs, self._rng.random())
+        self.choice = self._pick(self.probs, self._rng.random, before)
 
     def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
         """Score all drafters on the new positions, feed the losses that are complete, choose again."""
@@ -99,7 +137,7 @@ class Selector:
         for loss, played in zip(losses, self._pending[2], strict=False):
             self.state = self.learner.update(self.state, loss, played)
         self._pending = self._pending[:, len(losses) :]
-        self._choose()
+        self._choose(Before(self.choice, self.probs))
         return gamma, realised
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,8 +182,8 @@ class Constant:
         if self.probs.ndim != 1 or not (self.probs >= 0).all() or abs(self.probs.sum() - 1) > 1e-9:
             raise ValueError(f"probs must be non-negative and sum to 1, got {self.probs.tolist()}")
         self._rng = np.random.default_rng(rng)
-        self.choice = sample(self.probs, self._rng.random())
+        self.choice = draw(self.probs, self._rng.random)
 
     def observe(self, emitted: int, evaluate: Evaluate) -> None:
         """Choose again."""
-        self.choice = sample(self.probs, self._rng.random())
+        self.choice = draw(self.probs, self._rng.random)

@@ -1,7 +1,7 @@
 """Every bound of nab.sim.bounds, without slack; hypothesis and the worst known sequences are the adversaries.
 
-Losses are dyadic, so their sums are exact; no bound is met with equality except the identities, which carry the
-error of the root that they define (1e-12).
+Losses are dyadic, so their sums are exact; no bound is met with equality except the identities, which carry
+the error of the root that they define (1e-12).
 """
 
 from itertools import product

@@ -1,14 +1,17 @@
 """Selectors release losses late and whole, remember what was played, and continue bit for bit."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from enumeration import outcomes
 from hypothesis import given
 from hypothesis import strategies as st
 
 import nab
-from nab.selector import argmax
+from nab.learners import AdaNormalHedgeTV, Interleaved, Squint
+from nab.selector import Before, argmax, coupled, draw
 
 
 class Recorder:
@@ -51,7 +54,9 @@ def rounds(seed, count=30):
         yield len(gamma), lambda gamma=gamma, realised=realised: (gamma, realised)
 
 
-@pytest.mark.parametrize("learner", [nab.NormalHedge(), nab.Hedge()])
+@pytest.mark.parametrize(
+    "learner", [nab.NormalHedge(), nab.Hedge(), AdaNormalHedgeTV(), Interleaved(Squint(), 1)], ids=str
+)
 @pytest.mark.parametrize("objective", [nab.Token(), nab.Length(4)])
 def test_a_restored_selector_continues_bit_for_bit(learner, objective):
     first = nab.Selector(learner, 3, objective=objective, rng=7)
@@ -104,3 +109,64 @@ def test_a_constant_selector_draws_from_its_law_and_never_evaluates():
 def test_a_law_that_is_none_is_named(probs):
     with pytest.raises(ValueError, match="probs must be non-negative and sum to 1"):
         nab.Constant(probs)
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_a_coupled_draw_keeps_the_law_and_moves_as_seldom_as_can_be(columns):
+    """Exactly, by enumeration, for laws that do not depend on the draws."""
+    laws = [(np.array(c) + (sum(c) == 0)) / (sum(c) or 3) for c in columns]
+
+    def run(pick):
+        def chain(rng):
+            before, choices = None, []
+            for law in laws:
+                before = Before(pick(law, rng.random, before), law)
+                choices.append(before.choice)
+            return tuple(choices)
+
+        return [(np.array(path), mass) for path, mass in outcomes(chain)]
+
+    for pick in (coupled, draw):
+        paths = run(pick)
+        for t, law in enumerate(laws):
+            found = [sum(mass for path, mass in paths if path[t] == i) for i in range(3)]
+            np.testing.assert_allclose(found, law, atol=1e-12)
+    for t, (old, new) in enumerate(pairwise(laws)):
+        moved = sum(mass for path, mass in run(coupled) if path[t] != path[t + 1])
+        assert moved == pytest.approx(np.abs(new - old).sum() / 2, abs=1e-12)
+
+
+def test_redrawing_with_probability_tv_would_not_keep_the_law():
+    """The twin that looks right: stay with probability 1 - TV, else draw afresh."""
+    laws = [np.array([0.5, 0.5]), np.array([0.9, 0.1])]
+
+    def chain(rng):
+        first = draw(laws[0], rng.random)
+        return first if not rng.random() < 0.4 else draw(laws[1], rng.random)
+
+    found = sum(mass for choice, mass in outcomes(chain) if choice == 0)
+    assert found == pytest.approx(0.6 * 0.5 + 0.4 * 0.9)
+    assert abs(found - 0.9) > 0.2
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=9).filter(any), st.floats(0, 1, exclude_max=True))
+def test_a_draw_never_has_mass_zero(masses, u):
+    law = np.array(masses) / sum(masses)
+    assert law[draw(law, lambda: u)] > 0
+    assert law[draw(law, lambda: np.nextafter(1, 0))] > 0
+
+
+def test_a_coupled_selector_switches_less_and_goes_on_after_saving():
+    losses = np.random.default_rng(0).random((400, 1, 3))
+    chosen = {}
+    for pick in (draw, coupled):
+        selector = nab.Selector(nab.Hedge(rate=0.2), 3, pick=pick, rng=1)
+        chosen[pick] = []
+        for t, gamma in enumerate(losses):
+            selector.observe(1, lambda gamma=gamma: (gamma, gamma))
+            if t == 200:
+                saved, selector = selector.state_dict(), nab.Selector(nab.Hedge(rate=0.2), 3, pick=pick)
+                selector.load_state_dict(saved)
+            chosen[pick].append(selector.choice)
+    switches = {pick: np.count_nonzero(np.diff(choices)) for pick, choices in chosen.items()}
+    assert switches[coupled] < 0.2 * switches[draw]
