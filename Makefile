@@ -20,6 +20,7 @@ check: $(STAMP)          ## what CI runs: style, types, tests
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)          ## opt-in measurements
+	$(BIN)/python benchmarks/learners.py
 	$(BIN)/python benchmarks/overhead.py
 
 venv: $(STAMP)

@@ -1,4 +1,4 @@
-"""What choosing costs: microseconds per learner update, and milliseconds per round outside the models.
+"""What choosing costs: milliseconds per round outside the models. Learners alone: `learners.py`.
 
     python benchmarks/overhead.py
 
@@ -29,15 +29,6 @@ class Table:
         return self.rows[: len(tokens) - start + 1]
 
 
-def update_time(learner: nab.Hedge | nab.NormalHedge, n: int, rounds: int = 200) -> float:
-    """Microseconds of one `probs` + `update`."""
-    losses, state = np.random.default_rng(0).random((rounds, n)), learner.init(n)
-    started = perf_counter()
-    for loss in losses:
-        state = learner.update(state, loss, learner.probs(state))
-    return (perf_counter() - started) / rounds * 1e6
-
-
 def round_time(n: int, vocab: int, rounds: int = 20) -> float:
     """Milliseconds of one round with draft length 4."""
     laws = np.random.default_rng(0).dirichlet(np.ones(vocab), size=n + 1).astype(np.float32)
@@ -53,10 +44,6 @@ def round_time(n: int, vocab: int, rounds: int = 20) -> float:
 
 def main() -> None:
     cases = {
-        f"{type(learner).__name__} update, n = {n}, us": lambda learner=learner, n=n: update_time(learner, n)
-        for learner in (nab.Hedge(), nab.NormalHedge())
-        for n in (8, 64, 1024)
-    } | {
         f"round, {n} drafters, vocabulary {vocab}, ms": lambda n=n, vocab=vocab: round_time(n, vocab)
         for vocab in (2048, 49152)
         for n in (1, 8)
