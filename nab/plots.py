@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from math import log
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) 
     figure = Figure(figsize=(2.2 * len(domains) + 3, 4.4), layout="constrained")
     axes = figure.subplots()
     width = 0.85 / len(policies)
-    pale, strong = iter(colormaps["Pastel1"].colors * 3), iter(colormaps["Dark2"].colors * 3)  # type: ignore[attr-defined]
+    many = colormaps["Set3"].colors + colormaps["Pastel1"].colors + colormaps["Pastel2"].colors  # type: ignore[attr-defined]
+    pale, strong = cycle(many), cycle(colormaps["Dark2"].colors)  # type: ignore[attr-defined]
     for k, policy in enumerate(policies):
         x = np.arange(len(domains)) + (k - (len(policies) - 1) / 2) * width
         colour = next(pale if policy.startswith(FIXED) else strong)
