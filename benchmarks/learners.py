@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nab import learners, sampling
+from nab import learners
+from nab.selector import draw
 from nab.sim.trace import processor
 
 SIZES = (8, 64, 1024)
@@ -78,7 +79,7 @@ def drawing(bandit: Any) -> Start:
 
         def play_one(losses: Any, u: Any) -> None:
             nonlocal state
-            arm = sampling.sample(bandit.probs(state), u)
+            arm = draw(bandit.probs(state), lambda: u)
             state = bandit.update(state, arm, losses[arm])
 
         columns = np.arange(batch or 1)
@@ -128,7 +129,7 @@ def draws() -> Iterator[Row]:
         rng, law = np.random.default_rng(0), laws[n]
         return lambda _, u: rng.choice(n, p=law)
 
-    yield Row("one draw, `nab.sampling.sample`", lambda n: lambda _, u, law=laws[n]: sampling.sample(law, u))
+    yield Row("one draw, `nab.selector.draw`", lambda n: lambda _, u, law=laws[n]: draw(law, lambda: u))
     yield Row("one draw, numpy", numpy_choice, note="`Generator.choice(n, p=law)`")
 
 

@@ -23,6 +23,8 @@ State = TypeVar("State")
 
 def as_floats(values: Any) -> Floats:
     """Any array-like as float64; torch tensors on any device and of any dtype included."""
+    if type(values) is np.ndarray and values.dtype == np.float64:
+        return values
     if hasattr(values, "detach"):
         values = values.detach().double().cpu().numpy()
     return np.asarray(values, dtype=np.float64)

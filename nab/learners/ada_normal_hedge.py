@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked_losses, checked_played, checked_prior, every, inner, zeros
+from nab.learners.border import checked_losses, checked_played, checked_prior, zeros
+from nab.learners.columns import ONE, THREE, ZERO, every, greatest, inner, total
 from nab.types import Floats
 
 
@@ -45,12 +46,12 @@ class AdaNormalHedge:
     def probs(self, state: AdaNormalHedgeState) -> Floats:
         """Differences of the potential, normalised."""
         high, low = _exponents(state.regret, state.spread)
-        weights = _difference(high, low, np.maximum.reduce(high, 0))
+        weights = _difference(high, low, greatest(high))
         weights *= state.prior
-        total = np.add.reduce(weights, 0)
-        if not every(total > 0):
-            weights, total = np.where(total > 0, weights, state.prior), np.where(total > 0, total, 1)
-        weights /= total
+        mass = total(weights)
+        if not every(mass > 0):
+            weights, mass = np.where(mass > 0, weights, state.prior), np.where(mass > 0, mass, 1)
+        weights /= mass
         return weights
 
     def update(
@@ -69,12 +70,14 @@ def _step(played: ArrayLike, losses: ArrayLike, shape: tuple[int, ...]) -> Float
 
 def _exponents(regret: Floats, spread: Floats) -> tuple[Floats, Floats]:
     """``[R + 1]_+^2 / 3(C + 1)`` and ``[R - 1]_+^2 / 3(C + 1)``."""
-    wide = spread + 1
-    wide *= 3
-    high = np.maximum(regret + 1, 0)
+    wide = spread + ONE
+    wide *= THREE
+    high = regret + ONE
+    np.maximum(high, ZERO, out=high)
     high *= high
     high /= wide
-    low = np.maximum(regret - 1, 0)
+    low = regret - ONE
+    np.maximum(low, ZERO, out=low)
     low *= low
     low /= wide
     return high, low

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,7 +52,8 @@ def checked_losses(losses: ArrayLike, shape: tuple[int, ...]) -> Floats:
     array = as_floats(losses)
     if array.shape != shape:
         raise ValueError(f"losses must have shape {shape}, got {array.shape}")
-    if np.maximum.reduce(array.view(np.uint64), axis=None) > ONE:
+    bits = array.view(np.uint64)
+    if bits.item(bits.argmax()) > ONE:
         outside = array[~((array >= 0) & (array <= 1))]
         if outside.size:
             raise ValueError(f"losses must lie in [0, 1], got {outside[0]}")
@@ -92,13 +92,3 @@ def checked(name: str, value: float, low: float = 0, high: float = inf, *, close
     """Raise ValueError unless ``low < value < high``, or ``low < value <= high`` where ``closed``."""
     if not (low < value < high or (closed and value == high)):
         raise ValueError(f"{name} must lie in ({low}, {high}{']' if closed else ')'}, got {value}")
-
-
-def every(condition: Any) -> bool:
-    """Whether a comparison of one number or of an array holds throughout; quicker on a number than all()."""
-    return bool(condition if condition.ndim == 0 else condition.all())
-
-
-def inner(a: Floats, b: Floats) -> Any:
-    """``sum_i a_i b_i`` over axis 0, ``()`` or ``(batch,)``."""
-    return a @ b if a.ndim == b.ndim == 1 else np.add.reduce(a * b, 0)

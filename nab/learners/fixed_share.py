@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.learners.border import checked, checked_losses, checked_prior, zeros
+from nab.learners.columns import least, total
 from nab.types import Floats
 
 
@@ -66,8 +67,8 @@ class FixedShare:
         """Weigh by the losses, then share; ``played`` does not matter."""
         new = checked_losses(losses, state.law.shape)
         rate = self.rate or tuned_rate(self.share, len(new))
-        weights = state.law * np.exp(-rate * (new - new.min(0)))
-        weights *= (1 - self.share) / weights.sum(0)
+        weights = state.law * np.exp(-rate * (new - least(new)))
+        weights *= (1 - self.share) / total(weights)
         return FixedShareState(weights + self.share * state.prior, state.prior)
 
 

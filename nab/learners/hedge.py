@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.learners.border import checked, checked_losses, checked_played, checked_prior, zeros
+from nab.learners.columns import greatest, inner, least, total
 from nab.types import Floats
 
 
@@ -26,9 +27,10 @@ class HedgeState(NamedTuple):
 
 def softmin(losses: Floats, rate: float | Floats, prior: Floats) -> Floats:
     """``prior exp(-rate losses)``, normalised over axis 0; losses have minimum 0, or close to it."""
-    weights = np.exp(-rate * losses)
+    weights = losses * -rate
+    np.exp(weights, weights)
     weights *= prior
-    weights /= np.add.reduce(weights, 0)
+    weights /= total(weights)
     return weights
 
 
@@ -72,10 +74,10 @@ class Hedge:
     def update(self, state: HedgeState, losses: ArrayLike, played: ArrayLike | None = None) -> HedgeState:
         """Add the losses; ``played`` does not matter to Hedge."""
         past, rounds, prior = state
-        total = past * self.discount
-        total += checked_losses(losses, past.shape)
-        total -= np.minimum.reduce(total, 0)
-        return HedgeState(total, self.discount * rounds + 1, prior)
+        new = checked_losses(losses, past.shape)
+        sums = past + new if self.discount == 1 else past * self.discount + new
+        sums -= least(sums)
+        return HedgeState(sums, self.discount * rounds + 1, prior)
 
 
 class OptimisticHedgeState(NamedTuple):
@@ -132,16 +134,18 @@ class OptimisticHedge:
         """Softmin of the losses and the hint at the rate of the coming round."""
         guess = state.losses + state.hint
         rate = self.rate or 2 * np.sqrt(log(len(guess)) / (4 + state.spread))
-        return softmin(guess - guess.min(0), rate, state.prior)
+        return softmin(guess - least(guess), rate, state.prior)
 
     def update(
         self, state: OptimisticHedgeState, losses: ArrayLike, played: ArrayLike | None = None
     ) -> OptimisticHedgeState:
         """Add the losses, which become the next hint; ``played`` does not matter."""
         new = checked_losses(losses, state.losses.shape)
-        total = state.losses + new
-        spread = state.spread + np.ptp(new - state.hint, 0) ** 2
-        return OptimisticHedgeState(total - total.min(0), new, np.asarray(spread), state.prior)
+        sums = state.losses + new
+        sums -= least(sums)
+        miss = new - state.hint
+        spread = state.spread + (greatest(miss) - least(miss)) ** 2
+        return OptimisticHedgeState(sums, new, np.asarray(spread), state.prior)
 
 
 class AdaHedgeState(NamedTuple):
@@ -181,13 +185,14 @@ class AdaHedge:
         """Add the losses, and to the gap what the law that was played lost beyond its mix loss."""
         new = checked_losses(losses, state.losses.shape)
         law = self.probs(state) if played is None else checked_played(played, new.shape)
-        total = state.losses + new
-        best = total.min(0)
+        sums = state.losses + new
+        best = least(sums)
         rate = self._rate(state)
-        before, after = (_log_mean(x, rate, state.prior) for x in (state.losses, total - best))
+        sums -= best
+        before, after = _log_mean(state.losses, rate, state.prior), _log_mean(sums, rate, state.prior)
         mix = best + (before - after) / rate
-        gap = state.gap + np.maximum((law * new).sum(0) - mix, 0)
-        return AdaHedgeState(total - best, np.asarray(gap), state.prior)
+        gap = state.gap + np.maximum(inner(law, new) - mix, 0)
+        return AdaHedgeState(sums, np.asarray(gap), state.prior)
 
     def _rate(self, state: AdaHedgeState) -> Floats:
         """``ln n / gap``, finite: where there is no gap, a rate at which only leaders have weight."""
@@ -196,7 +201,7 @@ class AdaHedge:
 
 def _log_mean(losses: Floats, rate: Floats, prior: Floats) -> Floats:
     """``ln sum_i prior_i exp(-rate losses_i)`` of losses with minimum 0."""
-    return np.asarray(np.log((prior * np.exp(-rate * losses)).sum(0)))
+    return np.asarray(np.log(total(prior * np.exp(-rate * losses))))
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,7 @@ class FollowTheLeader:
     def probs(self, state: HedgeState) -> Floats:
         """Uniform over the leaders."""
         weights = state.prior * (state.losses == 0)
-        return np.asarray(weights / weights.sum(0))
+        return np.asarray(weights / total(weights))
 
     def update(self, state: HedgeState, losses: ArrayLike, played: ArrayLike | None = None) -> HedgeState:
         """Add the losses; ``played`` does not matter."""

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import erf, erfcx
 
-from nab.learners.border import checked_losses, checked_played, checked_prior, every, inner, zeros
+from nab.learners.border import checked_losses, checked_played, checked_prior, zeros
+from nab.learners.columns import every, greatest, inner, total
 from nab.types import Floats
 
 NODES, MASSES = np.polynomial.legendre.leggauss(10)
@@ -48,10 +49,10 @@ class Squint:
     def probs(self, state: SquintState) -> Floats:
         """The integrals in closed form, normalised."""
         log_weights = log_evidence(state.regret, state.variance)
-        log_weights -= np.maximum.reduce(log_weights, 0)
+        log_weights -= greatest(log_weights)
         weights = np.exp(log_weights, log_weights)
         weights *= state.prior
-        weights /= np.add.reduce(weights, 0)
+        weights /= total(weights)
         return weights
 
     def update(self, state: SquintState, losses: ArrayLike, played: ArrayLike | None = None) -> SquintState:
@@ -72,9 +73,10 @@ def log_evidence(regret: Floats, variance: Floats) -> Floats:
     """
     wide = np.maximum(variance, 1e-6)
     root = np.sqrt(wide)
-    u = 0.5 * regret / root
-    v = 0.5 * root - u
-    low, high, gap = np.minimum(u, v), np.maximum(u, v), 0.5 * regret - 0.25 * wide
+    half, reach = 0.5 * regret, 0.5 * root
+    u = half / root
+    v = reach - u
+    low, high, gap = np.minimum(u, v), np.maximum(u, v), half - reach * reach
     straddles = low >= 0
     tails = erfcx(np.abs(low)) - np.exp(-np.abs(gap)) * erfcx(high)
     mass = np.where(straddles, erf(low) + erf(high), tails) / root
