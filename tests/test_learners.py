@@ -130,6 +130,17 @@ def test_update_leaves_its_argument_alone(learner, losses):
 
 
 @every_learner
+def test_a_state_does_not_change_with_the_arrays_it_was_made_from(learner):
+    losses, prior = np.array([0.0, 0.5, 1.0]), np.array([0.5, 0.25, 0.25])
+    state = learner.init(3, prior=prior)
+    for _ in range(3):
+        state = learner.update(state, losses, law := np.array(learner.probs(state)))
+    before = learner.probs(state).copy()
+    losses[:], prior[:], law[:] = 1, 1, 1
+    np.testing.assert_array_equal(learner.probs(state), before)
+
+
+@every_learner
 def test_what_probs_returns_cannot_hurt_the_state(learner):
     _, state = play(learner, [[0.0, 0.5, 1.0]] * 4)
     before = learner.probs(state).copy()
@@ -214,6 +225,7 @@ def test_the_ends_of_the_range_are_losses(learner):
     [
         ({"n": 0}, "n must be at least 1.*got 0"),
         ({"n": -3}, "n must be at least 1.*got -3"),
+        ({"n": 2.5}, "n must be at least 1.*a whole number, got 2.5"),
         ({"n": 2, "batch": 0}, "batch must be at least 1.*got 0"),
         ({"n": 2, "prior": [0.5, 0.3, 0.2]}, r"prior must have shape.*got \(3,\)"),
         ({"n": 2, "prior": [1.0, 0.0]}, "prior must be above 0.*got 0.0"),
@@ -248,10 +260,19 @@ def test_bad_parameters_are_named(make, message):
         make()
 
 
-@pytest.mark.parametrize("learner", [nab.NormalHedge(), AdaNormalHedge(), Squint(), AdaHedge()])
-def test_a_law_of_another_shape_is_named(learner):
-    with pytest.raises(ValueError, match=r"played must have shape \(2,\), got \(3,\)"):
-        learner.update(learner.init(2), [0.0, 1.0], [0.2, 0.3, 0.5])
+@pytest.mark.parametrize("learner", [nab.NormalHedge(), AdaNormalHedge(), Squint(), AdaHedge()], ids=str)
+@pytest.mark.parametrize(
+    ("played", "message"),
+    [
+        ([0.2, 0.3, 0.5], r"played must have shape \(2,\), got \(3,\)"),
+        ([20.0, 30.0], "played must be a law, but has a mean loss of 30.0"),
+        ([1.0, -1.0], "played must be a law, but has a mean loss of -1.0"),
+        ([float("nan"), 1.0], "played must be a law, but has a mean loss of nan"),
+    ],
+)
+def test_bad_laws_are_named(learner, played, message):
+    with pytest.raises(ValueError, match=message):
+        learner.update(learner.init(2), [0.0, 1.0], played)
 
 
 @every_learner

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked_losses, checked_played, checked_prior, zeros
-from nab.learners.columns import ONE, THREE, ZERO, every, greatest, inner, total
+from nab.learners.border import checked_losses, checked_played, checked_prior, mean_loss, zeros
+from nab.learners.columns import ONE, THREE, ZERO, every, greatest, total
 from nab.types import Floats
 
 
@@ -65,7 +65,7 @@ class AdaNormalHedge:
 def _step(played: ArrayLike, losses: ArrayLike, shape: tuple[int, ...]) -> Floats:
     """Regret of one round: ``<played, losses> - losses_i``."""
     new = checked_losses(losses, shape)
-    return np.asarray(inner(checked_played(played, shape), new) - new)
+    return np.asarray(mean_loss(checked_played(played, shape), new) - new)
 
 
 def _exponents(regret: Floats, spread: Floats) -> tuple[Floats, Floats]:

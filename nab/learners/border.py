@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from math import inf
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nab.learners.columns import every, inner
 from nab.types import Floats, as_floats
 
 ONE = int(np.float64(1).view(np.uint64))
@@ -19,10 +22,10 @@ def zeros(n: int, batch: int | None) -> Floats:
     Raises:
         ValueError: if ``n`` or ``batch`` is below 1.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1 drafter, got {n}")
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch must be at least 1 query, got {batch}")
+    if not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"n must be at least 1 drafter, a whole number, got {n}")
+    if batch is not None and (not isinstance(batch, Integral) or batch < 1):
+        raise ValueError(f"batch must be at least 1 query, a whole number, got {batch}")
     return np.zeros(n if batch is None else (n, batch))
 
 
@@ -33,7 +36,7 @@ def checked_prior(prior: ArrayLike | None, n: int, batch: int | None) -> Floats:
         ValueError: on another shape, an entry that is not above 0, or a sum other than 1 (to 1e-9).
     """
     shape = zeros(n, batch).shape
-    law = np.full(n, 1 / n) if prior is None else as_floats(prior)
+    law = np.full(n, 1 / n) if prior is None else as_floats(prior).copy()
     if law.shape not in ((n,), shape):
         raise ValueError(f"prior must have shape {(n,)} or {shape}, got {law.shape}")
     if not (law > 0).all():
@@ -70,6 +73,18 @@ def checked_played(played: ArrayLike, shape: tuple[int, ...]) -> Floats:
     if array.shape != shape:
         raise ValueError(f"played must have shape {shape}, got {array.shape}")
     return array
+
+
+def mean_loss(played: Floats, losses: Floats) -> Any:
+    """``<played, losses>``, ``()`` or ``(batch,)``.
+
+    Raises:
+        ValueError: if that is no number in [0, 1] (to 1e-6), so that ``played`` can be no law.
+    """
+    mean = inner(played, losses)
+    if not every(abs(mean - 0.5) <= 0.500001):
+        raise ValueError(f"played must be a law, but has a mean loss of {mean}, outside [0, 1]")
+    return mean
 
 
 def checked_arms(arm: ArrayLike, n: int, batch: tuple[int, ...]) -> NDArray[np.intp]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked, checked_losses, checked_played, checked_prior, zeros
-from nab.learners.columns import greatest, inner, least, total
+from nab.learners.border import checked, checked_losses, checked_played, checked_prior, mean_loss, zeros
+from nab.learners.columns import greatest, least, total
 from nab.types import Floats
 
 
@@ -128,7 +128,7 @@ class OptimisticHedge:
 
     def hinted(self, state: OptimisticHedgeState, hint: ArrayLike) -> OptimisticHedgeState:
         """The state with another hint, in [0, 1], for the coming round alone."""
-        return state._replace(hint=checked_losses(hint, state.losses.shape))
+        return state._replace(hint=checked_losses(hint, state.losses.shape).copy())
 
     def probs(self, state: OptimisticHedgeState) -> Floats:
         """Softmin of the losses and the hint at the rate of the coming round."""
@@ -145,7 +145,7 @@ class OptimisticHedge:
         sums -= least(sums)
         miss = new - state.hint
         spread = state.spread + (greatest(miss) - least(miss)) ** 2
-        return OptimisticHedgeState(sums, new, np.asarray(spread), state.prior)
+        return OptimisticHedgeState(sums, new.copy(), np.asarray(spread), state.prior)
 
 
 class AdaHedgeState(NamedTuple):
@@ -191,7 +191,7 @@ class AdaHedge:
         sums -= best
         before, after = _log_mean(state.losses, rate, state.prior), _log_mean(sums, rate, state.prior)
         mix = best + (before - after) / rate
-        gap = state.gap + np.maximum(inner(law, new) - mix, 0)
+        gap = state.gap + np.maximum(mean_loss(law, new) - mix, 0)
         return AdaHedgeState(sums, np.asarray(gap), state.prior)
 
     def _rate(self, state: AdaHedgeState) -> Floats:

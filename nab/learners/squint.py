@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import erf, erfcx
 
-from nab.learners.border import checked_losses, checked_played, checked_prior, zeros
-from nab.learners.columns import every, greatest, inner, total
+from nab.learners.border import checked_losses, checked_played, checked_prior, mean_loss, zeros
+from nab.learners.columns import every, greatest, total
 from nab.types import Floats
 
 NODES, MASSES = np.polynomial.legendre.leggauss(10)
@@ -59,7 +59,7 @@ class Squint:
         """Add the regret of the law that was played, by default ``probs(state)``."""
         new = checked_losses(losses, state.regret.shape)
         law = self.probs(state) if played is None else checked_played(played, new.shape)
-        step = inner(law, new) - new
+        step = mean_loss(law, new) - new
         return SquintState(state.regret + step, state.variance + step * step, state.prior)
 
 
