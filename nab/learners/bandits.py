@@ -1,9 +1,9 @@
 """Bandits: baselines that see the loss of the drafter they played and of no other.
 
 Frozen dataclasses of hyperparameters with three pure functions, as the learners of ``nab.learners``, but
-``update(state, arm, loss)`` takes one arm and its loss, ``()`` or ``(batch,)`` of each. A round's loss is ``1 -
-reward``; where a round of ``draft_len`` drafted tokens emitted Y of them, next token included, it is
-``(draft_len + 1 - Y) / draft_len`` in [0, 1].
+``update(state, arm, loss)`` takes one arm and its loss, ``()`` or ``(batch,)`` of each. A round's loss is one
+less its reward; for UCBSpec and EXP3Spec it is ``(draft_len + 1 - Y) / draft_len``, where the round drafted
+draft_len tokens and emitted Y, next token included.
 
 In the formulas below t is the coming round, counted from 1, n the number of arms, n_i how often arm i was
 played and mean_i the mean reward that it gave. A deterministic bandit's law is uniform over its maximisers;
@@ -24,19 +24,25 @@ from nab.learners.border import checked, checked_arms, checked_losses, zeros
 from nab.learners.hedge import Hedge, HedgeState, softmin
 from nab.types import Floats
 
-Cell = tuple[NDArray[np.intp], ...]
-"""Index of the played arm of every query in an array ``(n,)`` or ``(n, batch)``."""
 
-
-def _seen(arm: ArrayLike, loss: ArrayLike, shape: tuple[int, ...]) -> tuple[Cell, Floats]:
-    """A round's feedback, checked, for arrays of this shape.
+def _seen(arm: ArrayLike, loss: ArrayLike, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], Floats]:
+    """Where the played arms' entries are in a flattened array of this shape, and their losses.
 
     Raises:
         ValueError: on an arm that is no integer in 0 .. n - 1, a loss outside [0, 1] or another shape.
     """
-    arms = checked_arms(arm, shape[0], shape[1:])
-    losses = checked_losses(loss, shape[1:])
-    return (arms, np.arange(len(arms))) if arms.ndim else (arms,), losses
+    cells = checked_arms(arm, shape[0], shape[1:]).astype(np.intp)
+    if cells.ndim:
+        cells *= len(cells)
+        cells += np.arange(len(cells))
+    return cells, checked_losses(loss, shape[1:])
+
+
+def _added(sums: Floats, cells: NDArray[np.intp], values: Floats | float) -> Floats:
+    """A copy of ``sums`` with ``values`` added to the played arms' entries."""
+    copy = sums.copy()
+    copy.reshape(-1)[cells] += values
+    return copy
 
 
 def _whole(name: str, value: int) -> None:
@@ -47,7 +53,7 @@ def _whole(name: str, value: int) -> None:
 
 def _leaders(index: Floats, counts: Floats) -> Floats:
     """Uniform over the arms that were never played, else over those with the largest index."""
-    best = (index == np.maximum.reduce(index, 0)).astype(np.float64)
+    best: Floats = (index == np.maximum.reduce(index, 0)).astype(np.float64)
     if np.count_nonzero(counts) < counts.size:
         fresh = counts == 0
         best = np.where(fresh.any(0), fresh, best)
@@ -69,11 +75,8 @@ def _untallied(n: int, batch: int | None) -> TallyState:
 
 
 def _tallied(state: TallyState, arm: ArrayLike, loss: ArrayLike) -> TallyState:
-    cell, new = _seen(arm, loss, state.counts.shape)
-    losses, counts = state.losses.copy(), state.counts.copy()
-    losses[cell] += new
-    counts[cell] += 1
-    return TallyState(losses, counts, state.rounds + 1)
+    cells, new = _seen(arm, loss, state.counts.shape)
+    return TallyState(_added(state.losses, cells, new), _added(state.counts, cells, 1.0), state.rounds + 1)
 
 
 def _ucb(state: TallyState, scale: float) -> Floats:
@@ -218,10 +221,9 @@ def _estimated(
 
     A p below 1e-100, of which no draw ever comes, counts as 1e-100, so that no sum overflows.
     """
-    cell, new = _seen(arm, loss, state.losses.shape)
-    chance = _exp3_law(rate, state)[cell] + optimism
-    total = state.losses.copy()
-    total[cell] += new / np.maximum(chance, 1e-100)
+    cells, new = _seen(arm, loss, state.losses.shape)
+    chance = _exp3_law(rate, state).reshape(-1)[cells] + optimism
+    total = _added(state.losses, cells, new / np.maximum(chance, 1e-100))
     total -= np.minimum.reduce(total, 0)
     return HedgeState(total, state.rounds + 1, state.prior)
 
@@ -275,8 +277,8 @@ class EXP3IX:
     probability. Source: Neu 2015, Thm 1.
 
     Args:
-        rate: learning rate above 0; ``sqrt(2 ln n / (n T))`` has regret at most ``2 sqrt(2 n T ln n) + (sqrt(2
-            n T / ln n) + 1) ln(2 / delta)`` with probability at least ``1 - delta``
+        rate: learning rate above 0; ``sqrt(2 ln n / (n T))`` has regret at most ``2 sqrt(2 n T ln n) +
+            (sqrt(2 n T / ln n) + 1) ln(2 / delta)`` with probability at least ``1 - delta``
             (``nab.sim.bounds.exp3_ix``). None is the anytime rate ``sqrt(ln n / (n t))``.
 
     Raises:
@@ -376,11 +378,8 @@ class Thompson:
 
     def update(self, state: ThompsonState, arm: ArrayLike, loss: ArrayLike) -> ThompsonState:
         """Add the loss to the rejected, the rest of 1 to the accepted."""
-        cell, new = _seen(arm, loss, state.accepted.shape)
-        accepted, rejected = state.accepted.copy(), state.rejected.copy()
-        accepted[cell] += 1 - new
-        rejected[cell] += new
-        return ThompsonState(accepted, rejected)
+        cells, new = _seen(arm, loss, state.accepted.shape)
+        return ThompsonState(_added(state.accepted, cells, 1 - new), _added(state.rejected, cells, new))
 
 
 STEPS = np.array([-32.0, -16, -8, -4, -2, 0, 2, 4, 8, 16, 32])
@@ -394,7 +393,8 @@ def largest(a: Floats, b: Floats) -> Floats:
 
     ``integral f_i(x) prod_{j != i} F_j(x) dx``, by Gauss-Legendre quadrature on the logit of x, where
     densities are smooth whatever the exponents, in pieces that end at the mean +- 0, 2, 4, 8, 16 and 32
-    standard deviations of every arm's logit.
+    standard deviations of every arm's logit. Error, measured against exact rationals: below 1e-14 for counts
+    up to 3000; against a rule with ten times the nodes: below 1e-12 up to 10^6, 1e-10 up to 10^8.
 
     Args:
         a: ``(n,)`` or ``(n, batch)``.
@@ -466,9 +466,8 @@ class EpsilonGreedy:
 
     def update(self, state: WindowState, arm: ArrayLike, loss: ArrayLike) -> WindowState:
         """Put the loss in the place of the arm's oldest."""
-        cell, new = _seen(arm, loss, state.counts.shape)
-        recent, counts = state.recent.copy(), state.counts.copy()
-        oldest: Any = (counts[cell] % self.window).astype(np.intp)
-        recent[(oldest, *cell)] = new
-        counts[cell] += 1
-        return WindowState(recent, counts)
+        cells, new = _seen(arm, loss, state.counts.shape)
+        recent = state.recent.copy()
+        oldest: Any = state.counts.reshape(-1)[cells] % self.window
+        recent.reshape(self.window, -1)[oldest.astype(np.intp), cells] = new
+        return WindowState(recent, _added(state.counts, cells, 1.0))
