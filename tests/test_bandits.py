@@ -6,9 +6,10 @@ probabilities is the law of the run. Losses are dyadic where nothing else is sai
 
 import json
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import comb, log, sqrt
+from random import Random
 
 import numpy as np
 import pytest
@@ -129,6 +130,48 @@ class PooledUCB(UCB1):
         index = np.where(state.counts == 0, np.inf, bonus - state.losses / np.maximum(state.counts, 1))
         best = index == index.max(0)
         return best / best.sum(0)
+
+
+@dataclass(frozen=True)
+class FirstOfEquals(UCB1):
+    def probs(self, state):
+        law = super().probs(state)
+        return (np.arange(len(law)) == law.argmax()) * 1.0
+
+
+@dataclass(frozen=True)
+class InPlace(UCB1):
+    def update(self, state, arm, loss):
+        state.counts[arm] += 1
+        return super().update(state, arm, loss)
+
+
+@dataclass(frozen=True)
+class OneForAll(EXP3):
+    """Subtracts the least sum of all queries."""
+
+    def probs(self, state):
+        return super().probs(state._replace(losses=state.losses.mean(-1, keepdims=True) + 0 * state.losses))
+
+
+@dataclass(frozen=True)
+class Remembers(EXP3):
+    """Keeps in itself what belongs in the state."""
+
+    seen: list = field(default_factory=list)
+
+    def update(self, state, arm, loss):
+        self.seen.append(loss)
+        return super().update(state, arm, sum(self.seen) / len(self.seen))
+
+
+@dataclass(frozen=True)
+class Relative(EXP3):
+    """Losses in units of the largest, squared."""
+
+    def probs(self, state):
+        share = state.losses**2 / (state.losses**2).max(0) if state.rounds else state.losses
+        return np.exp(-share) / np.exp(-share).sum(0)
 
 
 @dataclass(frozen=True)
@@ -372,6 +415,31 @@ def test_an_arm_of_probability_zero_overflows_nothing(bandit):
     for _ in range(1000):
         state = bandit.update(state, 1, 1.0)
     np.testing.assert_array_equal(bandit.probs(state), [1.0, 0.0])
+
+
+SEEN = (3, [(0, 0.25), (0, 0.75), (1, 1.0), (2, 0.5), (1, 0.25)])
+
+
+@pytest.mark.parametrize(
+    ("check", "twin", "arguments"),
+    [
+        (test_laws_are_distributions_and_start_uniform, FirstOfEquals(), [SEEN]),
+        (test_renaming_the_arms_renames_the_law, FirstOfEquals(), [SEEN, Random(0)]),
+        (test_update_and_probs_leave_the_state_alone, InPlace(), [SEEN]),
+        (test_a_batch_is_a_loop_over_queries, OneForAll(), [SEEN, Random(0)]),
+        (test_tiny_losses_stay_finite, Relative(), [1e-300, SEEN]),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_the_contract_checks_can_fail(check, twin, arguments):
+    with np.errstate(invalid="ignore"), pytest.raises(AssertionError):
+        check.hypothesis.inner_test(twin, *arguments)
+    check.hypothesis.inner_test(UCB1(), *arguments)
+
+
+def test_a_bandit_that_remembers_does_not_go_on_from_a_saved_state(tmp_path):
+    with pytest.raises(AssertionError):
+        test_a_saved_state_goes_on_bit_for_bit(Remembers(), 7, tmp_path)
 
 
 # Expected regret, exactly
