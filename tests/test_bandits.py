@@ -632,17 +632,18 @@ def played(bandit, history):
 
 
 def estimates(bandit, state):
-    """By arm, ``p_i`` and the estimate added to arm i when it is played with loss ``(i + 1) / (n + 1)``.
+    """By arm, a loss ``(i + 1) / (n + 1)``, ``p_i``, and the estimate added to arm i when it is played.
 
-    Centring moves all sums alike, so the estimate is what the played arm's sum gained on another's.
+    Centring moves all sums alike, so the estimate is what the played arm's sum gained on another's. Arms
+    below the floor of probabilities, 1e-100, of which no draw comes, are left out.
     """
     n, law = len(state.losses), bandit.probs(state)
-    for arm in range(n):
+    for arm in np.flatnonzero(law > 1e-100):
         gain = bandit.update(state, arm, (arm + 1) / (n + 1)).losses - state.losses
-        yield law[arm], gain[arm] - gain[arm - 1]
+        yield (arm + 1) / (n + 1), law[arm], gain[arm] - gain[arm - 1]
 
 
-def rounding(bandit, state):
+def rounding(state):
     """What rounding can do to ``p`` times such an estimate: four roundings of numbers up to the sums."""
     return 4 * EPS * (2 * state.losses.max() + 2)
 
@@ -651,9 +652,9 @@ def rounding(bandit, state):
 @given(history=histories(max_rounds=20))
 def test_the_estimate_of_exp3_is_unbiased(bandit, history):
     """Summed over the arms that could be drawn, with their probabilities, it is the loss."""
-    n, state = history[0], played(bandit, history)
-    for arm, (p, estimate) in enumerate(estimates(bandit, state)):
-        assert p * estimate == pytest.approx((arm + 1) / (n + 1), abs=rounding(bandit, state))
+    state = played(bandit, history)
+    for loss, p, estimate in estimates(bandit, state):
+        assert p * estimate == pytest.approx(loss, abs=rounding(state))
 
 
 @pytest.mark.parametrize("bandit", [EXP3IX(), EXP3IX(rate=0.1)], ids=str)
@@ -662,15 +663,15 @@ def test_the_estimate_of_exp3_ix_is_optimistic(bandit, history):
     """Its mean is ``p loss / (p + gamma)``, gamma half the rate."""
     (n, rounds), state = history, played(bandit, history)
     gamma = (bandit.rate or sqrt(log(n) / (n * (len(rounds) + 1)))) / 2
-    for arm, (p, estimate) in enumerate(estimates(bandit, state)):
-        mean = p / (p + gamma) * (arm + 1) / (n + 1)
-        assert p * estimate == pytest.approx(mean, abs=rounding(bandit, state))
+    for loss, p, estimate in estimates(bandit, state):
+        mean = p / (p + gamma) * loss
+        assert p * estimate == pytest.approx(mean, abs=rounding(state))
 
 
 def test_a_probability_from_another_law_is_biased():
     _, state = follow(AnotherLaw(), 2, [(0, 1.0), (1, 0.25)])
-    bias = [p * estimate - (arm + 1) / 3 for arm, (p, estimate) in enumerate(estimates(AnotherLaw(), state))]
-    assert np.abs(bias).min() > 1e6 * rounding(AnotherLaw(), state)
+    bias = [p * estimate - loss for loss, p, estimate in estimates(AnotherLaw(), state)]
+    assert np.abs(bias).min() > 1e6 * rounding(state)
 
 
 @given(matrices())
