@@ -880,6 +880,15 @@ def test_the_law_of_the_largest_draw_at_fractional_counts(counts, scale):
     assert largest(a, b)[0] == pytest.approx(area * size, abs=error * size + 1e-12)
 
 
+@given(histories(max_rounds=10))
+def test_thompson_against_its_definition(history):
+    """On 0/1 losses, in rationals: one more than what was accepted and rejected of each arm."""
+    n, rounds = history
+    rounds = [(arm, float(loss > 0.5)) for arm, loss in rounds]
+    a, b = ([1 + sum(x == (i, lost) for x in rounds) for i in range(n)] for lost in (0.0, 1.0))
+    np.testing.assert_allclose(follow(Thompson(), n, rounds)[0][-1], polynomial_law(a, b), rtol=0, atol=1e-14)
+
+
 def bayes_regret(bandit, n, rounds):
     """Of arms whose loss is 1 with a probability that is uniform beforehand, in expectation.
 
