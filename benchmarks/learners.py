@@ -32,6 +32,7 @@ import numpy as np
 
 from nab import learners
 from nab.selector import draw
+from nab.sim import draws
 from nab.sim.trace import processor
 
 SIZES = (8, 64, 1024)
@@ -86,8 +87,7 @@ def drawing(bandit: Any) -> Start:
 
         def play_many(losses: Any, u: Any) -> None:
             nonlocal state
-            cdf = bandit.probs(state).cumsum(0)
-            arms = ((cdf <= u * cdf[-1]) & (cdf < cdf[-1])).sum(0)
+            arms = draws(bandit.probs(state), u)
             state = bandit.update(state, arms, losses[arms, columns])
 
         return play_one if batch is None else play_many
@@ -121,7 +121,7 @@ def bandits() -> Iterator[Row]:
         yield Row(f"{name} (bandit), with its draw", drawing(getattr(module, name)()), batched=True)
 
 
-def draws() -> Iterator[Row]:
+def single_draws() -> Iterator[Row]:
     """One draw from a law, and numpy's own."""
     laws = {n: np.random.default_rng(n).dirichlet(np.ones(n)) for n in SIZES}
 
@@ -264,7 +264,7 @@ OPTIONAL = {
 
 def available() -> list[Row]:
     """Every row that can be measured here; says which cannot."""
-    rows = [*full_information(), *draws()]
+    rows = [*full_information(), *single_draws()]
     for name, found in OPTIONAL.items():
         try:
             rows += found()

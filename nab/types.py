@@ -56,6 +56,22 @@ class Learner(Protocol[State]):
         """
 
 
+class Bandit(Protocol[State]):
+    """A baseline that sees the loss of the drafter it played and of no other."""
+
+    def init(self, n: int, batch: int | None = None) -> State:
+        """State before the first round for ``n >= 1`` drafters, or for ``batch`` independent queries."""
+
+    def probs(self, state: State) -> Floats:
+        """Law of the next arm, ``(n,)`` or ``(n, batch)``, summing to 1 over axis 0."""
+
+    def update(self, state: State, arm: ArrayLike, loss: ArrayLike) -> State:
+        """State after a round: ``arm``, drawn from ``probs(state)``, was played and lost ``loss`` in [0, 1].
+
+        One of each, or one a query, ``(batch,)``.
+        """
+
+
 class Objective(Protocol):
     """What a selector minimises: losses of verified positions, from acceptance probabilities."""
 

@@ -34,7 +34,8 @@ from nab.learners.bandits import (
     largest,
 )
 from nab.learners.hedge import HedgeState
-from nab.sim import bounds
+from nab.selector import draw
+from nab.sim import bounds, draws
 
 BANDITS = {
     "ucb1": UCB1(),
@@ -81,11 +82,6 @@ def follow(bandit, n, history):
         state = bandit.update(state, arm, loss)
         laws.append(bandit.probs(state))
     return np.array(laws), state
-
-
-def drawn(law, u):
-    """The arm at which the running sum of the law passes u, for each query."""
-    return np.minimum((np.cumsum(law, 0) <= u).sum(0), len(law) - 1)
 
 
 # Broken twins: each differs from the real thing in what its name says
@@ -241,7 +237,7 @@ def last_law(bandit, losses, rounds):
     """After rounds in which arms are drawn with evenly spread uniforms: no luck in it, and no seed."""
     state = bandit.init(len(losses))
     for t in range(rounds):
-        arm = int(drawn(bandit.probs(state), (t * (sqrt(5) - 1) / 2) % 1))
+        arm = draw(bandit.probs(state), lambda t=t: (t * (sqrt(5) - 1) / 2) % 1)
         state = bandit.update(state, arm, losses[arm])
     return bandit.probs(state)
 
@@ -581,7 +577,7 @@ def realised_regrets(bandit, losses, runs, seed):
     rounds, n = losses.shape
     state, lost = bandit.init(n, runs), np.zeros(runs)
     for loss, u in zip(losses, np.random.default_rng(seed).random((rounds, runs)), strict=True):
-        arms = drawn(bandit.probs(state), u)
+        arms = draws(bandit.probs(state), u)
         lost += loss[arms]
         state = bandit.update(state, arms, loss[arms])
     return lost - losses.sum(0).min()
@@ -627,7 +623,8 @@ def played(bandit, history):
     n, rounds = history
     state = bandit.init(n)
     for k, loss in rounds:
-        state = bandit.update(state, int(drawn(bandit.probs(state), (k + 0.5) / n)), loss)
+        arm = draw(bandit.probs(state), lambda k=k: (k + 0.5) / n)
+        state = bandit.update(state, arm, loss)
     return state
 
 

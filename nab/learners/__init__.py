@@ -5,6 +5,7 @@ from one loss per drafter. Arrays keep drafters on axis 0, ``(n,)`` for one quer
 ``flat`` and ``restored`` save a state; ``nab.learners.bandits`` has the baselines that see one loss a round.
 """
 
+from nab.learners import bandits
 from nab.learners.ada_normal_hedge import AdaNormalHedge, AdaNormalHedgeTV
 from nab.learners.fixed_share import FixedShare
 from nab.learners.hedge import AdaHedge, FollowTheLeader, Hedge, OptimisticHedge
@@ -26,6 +27,7 @@ __all__ = [
     "NormalHedgeBH",
     "OptimisticHedge",
     "Squint",
+    "bandits",
     "flat",
     "restored",
 ]

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from nab.learners.border import checked, checked_arms, checked_losses, zeros
+from nab.learners.columns import greatest, least, total
 from nab.learners.hedge import Hedge, HedgeState, softmin
 from nab.types import Floats
 
@@ -53,11 +54,11 @@ def _whole(name: str, value: int) -> None:
 
 def _leaders(index: Floats, counts: Floats) -> Floats:
     """Uniform over the arms that were never played, else over those with the largest index."""
-    best: Floats = (index == np.maximum.reduce(index, 0)).astype(np.float64)
+    best: Floats = (index == greatest(index)).astype(np.float64)
     if np.count_nonzero(counts) < counts.size:
         fresh = counts == 0
         best = np.where(fresh.any(0), fresh, best)
-    best /= np.add.reduce(best, 0)
+    best /= total(best)
     return best
 
 
@@ -223,9 +224,9 @@ def _estimated(
     """
     cells, new = _seen(arm, loss, state.losses.shape)
     chance = _exp3_law(rate, state).reshape(-1)[cells] + optimism
-    total = _added(state.losses, cells, new / np.maximum(chance, 1e-100))
-    total -= np.minimum.reduce(total, 0)
-    return HedgeState(total, state.rounds + 1, state.prior)
+    sums = _added(state.losses, cells, new / np.maximum(chance, 1e-100))
+    sums -= least(sums)
+    return HedgeState(sums, state.rounds + 1, state.prior)
 
 
 @dataclass(frozen=True)

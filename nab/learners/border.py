@@ -98,8 +98,9 @@ def checked_arms(arm: ArrayLike, n: int, batch: tuple[int, ...]) -> NDArray[np.i
         raise ValueError(f"arm must have shape {batch}, got {arms.shape}")
     if arms.dtype.kind not in "iu":
         raise ValueError(f"arm must be an integer, got {arm!r}")
-    if arms.min() < 0 or arms.max() >= n:
-        raise ValueError(f"arm must lie in 0 .. {n - 1}, got {arms.min() if arms.min() < 0 else arms.max()}")
+    low, high = arms.item(arms.argmin()), arms.item(arms.argmax())
+    if low < 0 or high >= n:
+        raise ValueError(f"arm must lie in 0 .. {n - 1}, got {low if low < 0 else high}")
     return arms
 
 

@@ -2,9 +2,9 @@
 
 from nab.sim import bounds, environments
 from nab.sim.markov import Markov
-from nab.sim.play import play
+from nab.sim.play import draws, play
 from nab.sim.regret import regret
 from nab.sim.replay import replay
 from nab.sim.trace import TraceWriter
 
-__all__ = ["Markov", "TraceWriter", "bounds", "environments", "play", "regret", "replay"]
+__all__ = ["Markov", "TraceWriter", "bounds", "draws", "environments", "play", "regret", "replay"]

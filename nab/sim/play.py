@@ -1,4 +1,4 @@
-"""Plays a learner on a loss matrix, with feedback that may come late."""
+"""Plays a learner on a loss matrix, with feedback that may come late; draws for many queries at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from nab.types import Floats, Learner, as_floats
 
@@ -50,3 +50,25 @@ def play(
         for done in due.pop(t, ()):
             state = learner.update(state, array[done], laws[done])
     return laws, state
+
+
+def draws(laws: Floats, u: Floats) -> NDArray[np.int8]:
+    """One index for each column of ``laws``, ``(n, batch)``, by inverse CDF of ``u`` in [0, 1), ``(batch,)``.
+
+    Never an index of mass 0. Counting rows that ``u`` has passed costs less than summing along an axis.
+
+    Raises:
+        ValueError: on more than 127 rows, which the counter cannot hold.
+
+    >>> draws(np.array([[0.5, 0.0], [0.5, 1.0]]), np.array([0.25, 0.0])).tolist()
+    [0, 1]
+    """
+    if len(laws) > 127:
+        raise ValueError(f"at most 127 drafters can be drawn from, got {len(laws)}")
+    cdf, passed = laws[0].copy(), np.zeros(len(u), np.int8)
+    for row in laws[1:]:
+        passed += (cdf <= u).view(np.int8)
+        cdf += row
+    for late in np.flatnonzero(cdf <= u):
+        passed[late] = laws[:, late].nonzero()[0][-1]
+    return passed
