@@ -240,7 +240,9 @@ def _report(options: Options, done: Experiment, console: Console) -> None:
     results = {name: done.results(name) for name in done.policies}
     totals = {name: result["total"] for name, result in results.items()}
     console.print(comparison_table(totals, title))
-    console.print(same_text_table(totals))
+    found = [domain for total in totals.values() for domain in total["domains"].values()]
+    if any(domain["replayed_acceptance_length"] for domain in found):
+        console.print("", same_text_table(totals))
     same_text = _same_text(done, console) if options.temperature == 0 else None
     if options.as_json:
         print(json.dumps({"policies": results, "same_text": same_text}, ensure_ascii=False))

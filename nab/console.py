@@ -86,7 +86,7 @@ def _line(query: Query) -> str:
     )
 
 
-def run_table(domains: Mapping[str, Sequence[Query]], title: str) -> Table:
+def run_table(domains: Mapping[str, Sequence[Query]], title: str) -> Group:
     """One row per domain: metrics, regret per query, share of rounds per drafter."""
     caption = (
         "MAT: mean acceptance length, tokens per target forward. single: what the best single drafter would "
@@ -94,7 +94,7 @@ def run_table(domains: Mapping[str, Sequence[Query]], title: str) -> Table:
         "regret: token loss a query, against its best single drafter in hindsight."
     )
     headings = ["MAT", "single", "accept", "tokens/s", "select", "regret"]
-    table = _table(title, caption, ["domain"], headings)
+    table = _table(["domain"], headings)
     table.add_column("rounds by drafter", min_width=16)
     for domain, queries in domains.items():
         found = metrics(queries)
@@ -108,10 +108,10 @@ def run_table(domains: Mapping[str, Sequence[Query]], title: str) -> Table:
             f"{found['regret']['token'] / len(queries):.2f}" if found["regret"] else "-",
             _chosen(found),
         )
-    return table
+    return Group(Text(title), table, Text(caption))
 
 
-def comparison_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+def comparison_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Group:
     """One row per policy: MAT per domain, over all, tokens/s, and extra target forwards per query.
 
     Args:
@@ -123,7 +123,7 @@ def comparison_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Tab
         "single drafter."
     )
     domains = list(totals[PLAIN]["domains"])
-    table = _table(title, caption, ["MAT of"], [*(d or "-" for d in domains), "all", "tokens/s", "extra"])
+    table = _table(["MAT of"], [*(d or "-" for d in domains), "all", "tokens/s", "extra"])
     lengths = {name: [_mat(total["domains"][d]) for d in domains] for name, total in totals.items()}
     singles = [row for name, row in lengths.items() if name.startswith(FIXED)]
     best = np.reshape(singles, (-1, len(domains))).max(0, initial=0).tolist()
@@ -137,10 +137,10 @@ def comparison_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Tab
             f"{total['tokens_per_second']:.1f}",
             "-" if total["stopping_time_regret"] is None else f"{total['stopping_time_regret']:+.1f}",
         )
-    return table
+    return Group(Text(title), table, Text(caption))
 
 
-def same_text_table(totals: Mapping[str, Mapping[str, Any]]) -> Table:
+def same_text_table(totals: Mapping[str, Mapping[str, Any]]) -> Group:
     """One row per selector: its MAT over the best single drafter's, both expected on the texts it wrote."""
     caption = (
         "Above temperature 0 every policy writes other texts. Here the texts that a selector wrote are "
@@ -148,30 +148,22 @@ def same_text_table(totals: Mapping[str, Mapping[str, Any]]) -> Table:
     )
     title = "MAT over the best single drafter's on the same text"
     domains = list(totals[PLAIN]["domains"])
-    table = _table(title, caption, [""], [domain or "-" for domain in domains])
+    table = _table([""], [domain or "-" for domain in domains])
     for policy, total in totals.items():
         found = [total["domains"][domain] for domain in domains]
         if all(each["replayed_acceptance_length"] for each in found):
             best = [max(each["single_drafters"].values()) for each in found]
             ratios = [each["replayed_acceptance_length"] / b for each, b in zip(found, best, strict=True)]
             table.add_row(policy, *(f"{ratio:.3f}" for ratio in ratios))
-    return table
+    return Group(Text(title), table, Text(caption))
 
 
 def _mat(found: Mapping[str, Any]) -> float:
     return float(found["mean_acceptance_length"])
 
 
-def _table(title: str, caption: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for heading in left:
         table.add_column(heading, no_wrap=True)
     for heading in right:

@@ -178,13 +178,13 @@ def workers(jobs: int, make: Callable[[], Experiment]) -> Iterator[Callable[[Exp
         pool.submit(_ready)
 
     def of(experiment: Experiment) -> Start:
-        answers = pool.map(_answer, *zip(*experiment.order(), strict=True))
+        answers = iter([pool.submit(_answer, *query) for query in experiment.order()])
 
         def start(number: int, name: str) -> tuple[Query, Generator[Round]]:
             query = experiment.query(number, name)
 
             def rounds() -> Generator[Round]:
-                vars(query).update(vars(next(answers)))
+                vars(query).update(vars(next(answers).result()))
                 yield from query.rounds
 
             return query, rounds()
@@ -194,9 +194,9 @@ def workers(jobs: int, make: Callable[[], Experiment]) -> Iterator[Callable[[Exp
     try:
         yield of
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
+        pool.shutdown()  # after them: what they leave behind is broken, and nothing is cancelled twice
 
 
 _opened: list[Experiment | Exception] = []  # of a worker process

@@ -62,30 +62,48 @@ def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None
 
 
 def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
-    """Bars of the mean acceptance length by domain, from the totals of ``Experiment.results`` by policy.
+    """Mean acceptance length by domain, from the totals of ``Experiment.results`` by policy.
 
-    Single drafters are pale, selectors strong; plain decoding, which has length 1, is the floor.
+    Single drafters are grey dots, the best of each domain with its name; selectors are coloured; plain
+    decoding, which has length 1, is the floor.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    policies = [policy for policy in totals if policy != PLAIN]
     domains = list(totals[PLAIN]["domains"])
-    figure = Figure(figsize=(2.2 * len(domains) + 3, 4.4), layout="constrained")
+    columns = [*(domain or "no domain" for domain in domains), "all"]
+    lengths = {
+        policy: [_length(total["domains"][domain]) for domain in domains] + [_length(total)]
+        for policy, total in totals.items()
+    }
+    figure = Figure(figsize=(1.1 * len(columns) + 3, 4.6), layout="constrained")
     axes = figure.subplots()
-    width = 0.85 / len(policies)
-    many = colormaps["Set3"].colors + colormaps["Pastel1"].colors + colormaps["Pastel2"].colors  # type: ignore[attr-defined]
-    pale, strong = cycle(many), cycle(colormaps["Dark2"].colors)  # type: ignore[attr-defined]
-    for k, policy in enumerate(policies):
-        x = np.arange(len(domains)) + (k - (len(policies) - 1) / 2) * width
-        colour = next(pale if policy.startswith(FIXED) else strong)
-        heights = [totals[policy]["domains"][d]["mean_acceptance_length"] - 1 for d in domains]
-        axes.bar(x, heights, 0.92 * width, bottom=1, label=policy, color=colour, edgecolor="0.5", lw=0.5)
-    axes.set_xticks(range(len(domains)), [domain or "all prompts" for domain in domains])
-    axes.set_ylabel("mean acceptance length\n(tokens per target forward; plain decoding: 1)")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.axhline(1, color="0.3", lw=1, ls=":", label="plain decoding")
+    singles = {policy: row for policy, row in lengths.items() if policy.startswith(FIXED)}
+    selectors = [policy for policy in lengths if policy not in singles and policy != PLAIN]
+    for x in range(len(columns)):
+        heights = [(row[x], policy.removeprefix(FIXED)) for policy, row in singles.items()]
+        label = "single drafters; the best by name" if x == 0 else None
+        dots = [x - 0.2] * len(heights), [height for height, _ in heights]
+        axes.plot(*dots, "o", color="0.6", ms=4, alpha=0.7, label=label)
+        if heights:
+            height, name = max(heights)
+            axes.annotate(name, (x - 0.2, height), (0, 5), textcoords="offset points", ha="center", size=8)
+    for k, (policy, marker) in enumerate(zip(selectors, cycle("sD^vP*X"), strict=False)):
+        xs = np.arange(len(columns)) + 0.1 + 0.12 * k
+        axes.plot(xs, lengths[policy], marker, color=colormaps["Dark2"](k % 8), ms=6, label=policy)
+    axes.axvline(len(domains) - 0.5, color="0.8", lw=1)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xlim(-0.6, len(columns) - 0.4)
+    axes.set_ylabel("mean acceptance length\n(tokens per target forward)")
+    axes.margins(y=0.08)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5)
     axes.set_title(title, fontsize="medium")
     _save(figure, path)
+
+
+def _length(found: Mapping[str, Any]) -> float:
+    return float(found["mean_acceptance_length"])
 
 
 def check(path: Path) -> None:

@@ -293,7 +293,7 @@ def test_ctrl_c_keeps_the_table_and_the_trace(folder, tmp_path, command, more):
 @pytest.mark.parametrize(
     ("calls", "answered"), [(3, ["plain", "fixed:close"]), (9, None), (2, ["plain"]), (1, [])]
 )
-def test_an_interrupted_comparison_shows_what_can_be_compared(folder, monkeypatch, calls, answered):
+def test_an_interrupted_comparison_shows_what_can_be_compared(folder, monkeypatch, tmp_path, calls, answered):
     """Interrupted in the n-th answer: the prompts all policies answered, or those who answered the first."""
     watch, count = View.watch, iter(range(1, 100))
 
@@ -304,8 +304,10 @@ def test_an_interrupted_comparison_shows_what_can_be_compared(folder, monkeypatc
         watch(view, label, query, rounds)
 
     monkeypatch.setattr(View, "watch", interrupted)
-    result = nab(*arguments(folder, "compare", "--json", "--temperature", 0))
+    picture = tmp_path / "c.png"
+    result = nab(*arguments(folder, "compare", "--json", "--temperature", 0, "--plot", picture))
     assert result.exit_code == 130
+    assert picture.exists() == (answered != [])
     if answered == []:
         assert result.stdout == ""
         return
