@@ -76,14 +76,14 @@ def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) 
         policy: [_length(total["domains"][domain]) for domain in domains] + [_length(total)]
         for policy, total in totals.items()
     }
-    figure = Figure(figsize=(1.1 * len(columns) + 3, 4.6), layout="constrained")
+    figure = Figure(figsize=(1.1 * len(columns) + 4, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.axhline(1, color="0.3", lw=1, ls=":", label="plain decoding")
     singles = {policy: row for policy, row in lengths.items() if policy.startswith(FIXED)}
     selectors = [policy for policy in lengths if policy not in singles and policy != PLAIN]
     for x in range(len(columns)):
         heights = [(row[x], policy.removeprefix(FIXED)) for policy, row in singles.items()]
-        label = "single drafters; the best by name" if x == 0 else None
+        label = "single drafters,\nthe best by name" if x == 0 else None
         dots = [x - 0.2] * len(heights), [height for height, _ in heights]
         axes.plot(*dots, "o", color="0.6", ms=4, alpha=0.7, label=label)
         if heights:
@@ -97,8 +97,8 @@ def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) 
     axes.set_xlim(-0.6, len(columns) - 0.4)
     axes.set_ylabel("mean acceptance length\n(tokens per target forward)")
     axes.margins(y=0.08)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5)
-    axes.set_title(title, fontsize="medium")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontsize="medium")
     _save(figure, path)
 
 

@@ -306,7 +306,7 @@ def test_an_interrupted_comparison_shows_what_can_be_compared(folder, monkeypatc
     monkeypatch.setattr(View, "watch", interrupted)
     picture = tmp_path / "c.png"
     result = nab(*arguments(folder, "compare", "--json", "--temperature", 0, "--plot", picture))
-    assert result.exit_code == 130
+    assert result.exit_code == 130, result.output
     assert picture.exists() == (answered != [])
     if answered == []:
         assert result.stdout == ""
