@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.learners.border import checked, checked_losses, checked_played, checked_prior, mean_loss, zeros
-from nab.learners.columns import ZERO, every, greatest, inner, ln, total
+from nab.learners.columns import ONE, ZERO, every, greatest, inner, ln, total
 from nab.types import Floats
 
 
@@ -141,40 +141,50 @@ def _next(
     return NormalHedgeState(regret, rounds, *solved(regret, rounds, scale, prior, level), prior)
 
 
+LIMIT, TINY = 2000.0, 1e-300
+"""Above every root lam, for the log of a float64's inverse is below 745; and what keeps a slope above 0."""
+
+
 def solved(
     regret: Floats, rounds: float, scale: Floats, prior: Floats, level: Level
 ) -> tuple[Floats, Floats]:
     """The scale c at which the potential is on its level, searched from the last one, and the law at it.
 
-    In ``s = 1 / 2c``, ``ln sum_i prior_i exp(s [R_i]_+^2)`` is convex and increasing: Newton overshoots
-    NormalHedge's root once at most and then falls to it; BH's level adds a concave term, so steps must not
-    leave s > 0. The play keeps c constant to first order, so from the last c two steps usually do; a step
-    below 3e-7 of s leaves an error of about 1e-13 of it.
+    In units of the largest regret M, with ``x = [R]_+ / M`` and ``lam = M^2 / 2c``,
+    ``lam + ln sum_i prior_i exp(lam (x_i^2 - 1))`` is convex and increasing, and no term overflows. Newton
+    overshoots NormalHedge's root once at most, to ``LIMIT`` at most, and then falls to it; BH's level adds a
+    concave term, so steps must not leave lam > 0. The play keeps c constant to first order, so from the last
+    c two or three steps do; a step below 3e-7 of lam leaves an error of about 1e-13 of it.
     """
     top = greatest(regret)
     live = top > 1e-12 * (1 + rounds)
     if not every(live):
         regret, top = np.where(live, regret, 1.0), np.where(live, top, 1.0)
-    positive = np.maximum(regret, ZERO)
-    square = positive * positive
-    lead = prior * positive
-    weighted = lead * positive
-    s = 0.5 / scale
-    if not every(s * top * top < 300):
-        s = np.minimum(s, 1 / (top * top))
+    x = np.maximum(regret, ZERO)
+    x /= top
+    lead = prior * x
+    weighted = lead * x
+    gap = x * x
+    gap -= ONE
+    square = top * top
+    lam = 0.5 * square / scale
+    if not every(lam <= LIMIT):
+        lam = np.minimum(lam, LIMIT)
     for _ in range(100):
-        powers = square * s
+        powers = gap * lam
         np.exp(powers, powers)
         mean = inner(prior, powers)
-        wanted, slope = level(s)
-        step = (ln(mean) - wanted) / (inner(weighted, powers) / mean - slope)
-        if every(abs(step) < 3e-7 * s):
-            s = s - step
+        wanted, slope = level(lam / square)
+        step = (ln(mean) + lam - wanted) / ((inner(weighted, powers) + TINY) / mean - slope / square)
+        before, lam = lam, lam - step
+        if every(abs(step) < 3e-7 * before):
             break
-        s = s - (step if every(step < s) else np.minimum(step, 0.9 * s))
-    square *= s
-    law = np.exp(square, square)
+        if not every((lam > 0) & (lam <= LIMIT)):
+            lam = np.clip(lam, 0.1 * before, LIMIT)
+    gap *= lam
+    law = np.exp(gap, gap)
     law *= lead
     law /= total(law)
     law.setflags(write=False)
-    return np.where(live, 0.5 / s, scale) if not every(live) else 0.5 / s, law
+    found = 0.5 * square / lam
+    return found if every(live) else np.where(live, found, scale), law
