@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from safetensors import SafetensorError
@@ -353,7 +354,7 @@ def show(found: Found, out: Path, title: str) -> None:
     kinds = [table for table in (HINDSIGHT, *DECODED) if table in lengths]
     text, panels = headline(found, kinds), []
     for table in kinds:
-        cell = f"{'-'.join(map(str, sorted(counts[table])))} answers a cell"
+        cell = f"answers a cell: {', '.join(map(str, sorted(counts[table])))}"
         text += markdown(f"{table}, {cell}", lengths[table])
         panels.append((f"{table},\n{cell}", lengths[table]))
     for table, rows in accepted.items():
@@ -454,6 +455,7 @@ def draw(tables: list[tuple[str, Table]], legend: int, path: Path, title: str) -
         values = np.array([[table[i].get(d, [np.nan])[0] for d in domains] for i in drafters])
         shown.append((name, drafters, domains, values, values / np.nanmax(values, axis=0)))
     lowest = min((np.nanmin(relative) for *_, relative in shown), default=0.0)
+    norm = PowerNorm(2, vmin=lowest, vmax=1)  # near the best it matters most
     lines = -(-(len(tables) + 1) // 2)
     figure = Figure(figsize=(13, 4.2 * lines), layout="constrained")
     panels = list(figure.subplots(lines, 2).flat)
@@ -461,22 +463,24 @@ def draw(tables: list[tuple[str, Table]], legend: int, path: Path, title: str) -
     for axes in [scale, *panels[len(tables) :]]:
         axes.set_axis_off()
     for axes, (name, drafters, domains, values, relative) in zip(panels, shown, strict=False):
-        picture = axes.imshow(relative, cmap="viridis", vmin=lowest, vmax=1, aspect="auto")
+        picture = axes.imshow(relative, cmap="viridis", norm=norm, aspect="auto")
         axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
         axes.set_yticks(range(len(drafters)), drafters)
         axes.set_xlabel("domain of the text")
         axes.set_ylabel("drafter")
         for (i, k), value in np.ndenumerate(values):
             if not np.isnan(value):
-                ink = "black" if relative[i, k] > (lowest + 1) / 2 else "white"
-                axes.text(k, i, f"{value:.2f}", ha="center", va="center", color=ink)
+                ink = "black" if norm(relative[i, k]) > 0.5 else "white"
+                weight = "bold" if relative[i, k] == 1 else "normal"
+                axes.text(k, i, f"{value:.2f}", ha="center", va="center", color=ink, weight=weight)
             if drafters[i] == domains[k]:
                 axes.add_patch(Rectangle((k - 0.47, i - 0.44), 0.94, 0.88, fill=False, color="red", lw=2))
         axes.set_title(name, fontsize="medium")
     if tables:
         bar = figure.colorbar(picture, cax=scale.inset_axes((0.1, 0.45, 0.8, 0.1)), orientation="horizontal")
         bar.set_label("value / the best drafter's on this domain (its column)")
-        scale.text(0.5, 0.7, "Red frame: the domain's own expert.", ha="center", transform=scale.transAxes)
+        words = "Red frame: the domain's own expert. Bold: the best drafter of the column."
+        scale.text(0.5, 0.65, words, ha="center", transform=scale.transAxes)
     figure.suptitle(f"{title}: colours relative to the best drafter of each column")
     figure.savefig(path, dpi=110)
 
