@@ -39,7 +39,7 @@ class Learner(Protocol[State]):
         Args:
             n: drafters, at least 1.
             batch: independent queries side by side, at least 1; None is a single one without that axis.
-            prior: law of the first choice, above 0, ``(n,)`` or ``(n, batch)``; None is uniform.
+            prior: law of the first choice, at least 1e-250, ``(n,)`` or ``(n, batch)``; None is uniform.
         """
 
     def probs(self, state: State) -> Floats:

@@ -317,9 +317,9 @@ def test_bad_feedback_of_a_batch_is_named(bandit, arm, loss, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0,), "n must be at least 1.*got 0"),
-        ((-3,), "n must be at least 1.*got -3"),
-        ((2, 0), "batch must be at least 1.*got 0"),
+        ((0,), "n must be a whole number, at least 1, got 0"),
+        ((-3,), "n must be a whole number, at least 1, got -3"),
+        ((2, 0), "batch must be a whole number, at least 1, got 0"),
     ],
 )
 def test_bad_starts_are_named(bandit, arguments, message):

@@ -505,5 +505,5 @@ def test_lower_bounds_lie_below_upper_ones():
 
 
 def test_rates_that_increase_are_refused():
-    with pytest.raises(ValueError, match="rates must not increase"):
+    with pytest.raises(ValueError, match="rates must be above 0 and not increase"):
         bounds.master(1.0, [0.1, 0.2], [1, 1])

@@ -223,13 +223,13 @@ def test_the_ends_of_the_range_are_losses(learner):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n must be at least 1.*got 0"),
-        ({"n": -3}, "n must be at least 1.*got -3"),
-        ({"n": 2.5}, "n must be at least 1.*a whole number, got 2.5"),
-        ({"n": 2, "batch": 0}, "batch must be at least 1.*got 0"),
+        ({"n": 0}, "n must be a whole number, at least 1, got 0"),
+        ({"n": -3}, "n must be a whole number, at least 1, got -3"),
+        ({"n": 2.5}, "n must be a whole number, at least 1, got 2.5"),
+        ({"n": 2, "batch": 0}, "batch must be a whole number, at least 1, got 0"),
         ({"n": 2, "prior": [0.5, 0.3, 0.2]}, r"prior must have shape.*got \(3,\)"),
-        ({"n": 2, "prior": [1.0, 0.0]}, "prior must be above 0.*got 0.0"),
-        ({"n": 2, "prior": [float("nan"), 1.0]}, "prior must be above 0.*got nan"),
+        ({"n": 2, "prior": [1.0, 0.0]}, "prior must be at least 1e-250.*got 0.0"),
+        ({"n": 2, "prior": [float("nan"), 1.0]}, "prior must be at least 1e-250.*got nan"),
         ({"n": 2, "prior": [0.5, 0.4]}, "prior must sum to 1.*got 0.9"),
     ],
 )

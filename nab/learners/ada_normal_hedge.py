@@ -113,7 +113,7 @@ class AdaNormalHedgeTV:
     drafter and running level share one law, each pair with the prior of its interval: ``2^-(j+1) / (k (k +
     1))`` for the k-th one of level j. On each interval of the cover regret is at most ``sqrt(3 C_i ln(n B /
     prior))`` (``nab.sim.bounds.ada_normal_hedge_tv``), and every stretch of rounds is a chain of at most
-    ``2 log2(length)`` of them. After Luo and Schapire 2015, section 5, who restart at every round; the
+    two of them a level. After Luo and Schapire 2015, section 5, who restart at every round; the
     cover (Daniely, Gonen, Shalev-Shwartz 2015) keeps a round's cost at O(n log t).
 
     >>> learner = AdaNormalHedgeTV()

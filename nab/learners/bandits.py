@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from nab.learners.border import checked, checked_arms, checked_losses, zeros
+from nab.learners.border import checked, checked_arms, checked_losses, whole, zeros
 from nab.learners.columns import greatest, least, total
 from nab.learners.hedge import Hedge, HedgeState, softmin
 from nab.types import Floats
@@ -44,12 +44,6 @@ def _added(sums: Floats, cells: NDArray[np.intp], values: Floats | float) -> Flo
     copy = sums.copy()
     copy.reshape(-1)[cells] += values
     return copy
-
-
-def _whole(name: str, value: int) -> None:
-    """Raise ValueError unless the value is a whole number, at least 1."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1, got {value}")
 
 
 def _leaders(index: Floats, counts: Floats) -> Floats:
@@ -181,7 +175,7 @@ class UCBSpec:
     draft_len: int
 
     def __post_init__(self) -> None:
-        _whole("draft_len", self.draft_len)
+        whole("draft_len", self.draft_len, 1)
 
     def init(self, n: int, batch: int | None = None) -> TallyState:
         """Nothing played yet; the first law is uniform."""
@@ -333,7 +327,7 @@ class EXP3Spec:
     draft_len: int
 
     def __post_init__(self) -> None:
-        _whole("draft_len", self.draft_len)
+        whole("draft_len", self.draft_len, 1)
 
     def init(self, n: int, batch: int | None = None) -> HedgeState:
         """No loss yet; the first law is uniform."""
@@ -452,7 +446,7 @@ class EpsilonGreedy:
 
     def __post_init__(self) -> None:
         checked("epsilon", self.epsilon, high=1, closed=True)
-        _whole("window", self.window)
+        whole("window", self.window, 1)
 
     def init(self, n: int, batch: int | None = None) -> WindowState:
         """Nothing played yet; the first law is uniform."""

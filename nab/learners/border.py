@@ -16,16 +16,21 @@ ONE = int(np.float64(1).view(np.uint64))
 """Bits of 1.0. A float64 is in [0, 1], and not -0.0, if its bits as an unsigned integer are at most these."""
 
 
+def whole(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless ``value`` is a whole number, at least ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value}")
+
+
 def zeros(n: int, batch: int | None) -> Floats:
     """Zeros of shape ``(n,)`` or ``(n, batch)``.
 
     Raises:
         ValueError: if ``n`` or ``batch`` is below 1.
     """
-    if not isinstance(n, Integral) or n < 1:
-        raise ValueError(f"n must be at least 1 drafter, a whole number, got {n}")
-    if batch is not None and (not isinstance(batch, Integral) or batch < 1):
-        raise ValueError(f"batch must be at least 1 query, a whole number, got {batch}")
+    whole("n", n, 1)
+    if batch is not None:
+        whole("batch", batch, 1)
     return np.zeros(n if batch is None else (n, batch))
 
 
@@ -33,14 +38,15 @@ def checked_prior(prior: ArrayLike | None, n: int, batch: int | None) -> Floats:
     """The prior as ``(n,)``, or ``(n, 1)`` for a batch that shares it; uniform where it is None.
 
     Raises:
-        ValueError: on another shape, an entry that is not above 0, or a sum other than 1 (to 1e-9).
+        ValueError: on another shape, an entry below 1e-250, or a sum other than 1 (to 1e-9).
     """
     shape = zeros(n, batch).shape
     law = np.full(n, 1 / n) if prior is None else as_floats(prior).copy()
     if law.shape not in ((n,), shape):
         raise ValueError(f"prior must have shape {(n,)} or {shape}, got {law.shape}")
-    if not (law > 0).all():
-        raise ValueError(f"prior must be above 0 (leave a drafter out instead), got {law[~(law > 0)][0]}")
+    if not (law >= 1e-250).all():
+        low = law[~(law >= 1e-250)][0]
+        raise ValueError(f"prior must be at least 1e-250 (leave a drafter out instead), got {low}")
     if not (abs(law.sum(0) - 1) <= 1e-9).all():
         raise ValueError(f"prior must sum to 1 over drafters, got {law.sum(0)}")
     return law if law.shape == shape else law[:, None]

@@ -160,9 +160,9 @@ class AdaHedgeState(NamedTuple):
 class AdaHedge:
     """Hedge at the rate ``ln n / gap``, the gap between its losses and its mix losses so far.
 
-    No parameter; regret is at most twice the gap, and ``2 sqrt(V ln n) + (4/3) ln n + 2`` with V the sum of
-    the variances of the losses under the laws played: small on easy sequences. Source: de Rooij, van Erven,
-    Grunwald, Koolen 2014, Thm 6 and 8.
+    No parameter; with a uniform prior regret is at most twice the gap, and at most
+    ``2 sqrt(V ln n) + (4/3) ln n + 2`` with V the sum of the variances of the losses under the laws played:
+    small on easy sequences. Source: de Rooij, van Erven, Grunwald, Koolen 2014, Thm 6 and 8.
 
     >>> learner = AdaHedge()
     >>> state = learner.update(learner.init(3), [0.0, 1.0, 1.0])

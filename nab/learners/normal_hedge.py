@@ -58,8 +58,8 @@ class NormalHedge:
         return _start(n, batch, prior, 1.0)
 
     def probs(self, state: NormalHedgeState) -> Floats:
-        """The law of the coming round, read-only; ``update`` has computed it."""
-        return state.law
+        """The law of the coming round, which ``update`` has computed."""
+        return state.law.copy()
 
     def update(
         self, state: NormalHedgeState, losses: ArrayLike, played: ArrayLike | None = None
@@ -83,7 +83,7 @@ class NormalHedgeBH:
     (arXiv 2602.08151), derived here from the potential alone.
 
     Args:
-        start: c before the first round, above 0.
+        start: c before the first round, above 0. Below 0.4 one round can break the bound of the clock.
 
     Raises:
         ValueError: if ``start`` is not above 0.
@@ -104,8 +104,8 @@ class NormalHedgeBH:
         return _start(n, batch, prior, self.start)
 
     def probs(self, state: NormalHedgeState) -> Floats:
-        """The law of the coming round, read-only; ``update`` has computed it."""
-        return state.law
+        """The law of the coming round, which ``update`` has computed."""
+        return state.law.copy()
 
     def update(
         self, state: NormalHedgeState, losses: ArrayLike, played: ArrayLike | None = None
@@ -141,8 +141,8 @@ def _next(
     return NormalHedgeState(regret, rounds, *solved(regret, rounds, scale, prior, level), prior)
 
 
-LIMIT, TINY = 2000.0, 1e-300
-"""Above every root lam, for the log of a float64's inverse is below 745; and what keeps a slope above 0."""
+LIMIT = 2000.0
+"""Above every root lam, for ``ln 1 / prior`` is below 600."""
 
 
 def solved(
@@ -154,7 +154,8 @@ def solved(
     ``lam + ln sum_i prior_i exp(lam (x_i^2 - 1))`` is convex and increasing, and no term overflows. Newton
     overshoots NormalHedge's root once at most, to ``LIMIT`` at most, and then falls to it; BH's level adds a
     concave term, so steps must not leave lam > 0. The play keeps c constant to first order, so from the last
-    c two or three steps do; a step below 3e-7 of lam leaves an error of about 1e-13 of it.
+    c two or three steps do; a step of 4e-7, or as much of lam where that is below 1, leaves an error of
+    about 1e-13.
     """
     top = greatest(regret)
     live = top > 1e-12 * (1 + rounds)
@@ -175,9 +176,9 @@ def solved(
         np.exp(powers, powers)
         mean = inner(prior, powers)
         wanted, slope = level(lam / square)
-        step = (ln(mean) + lam - wanted) / ((inner(weighted, powers) + TINY) / mean - slope / square)
+        step = (ln(mean) + lam - wanted) / (inner(weighted, powers) / mean - slope / square)
         before, lam = lam, lam - step
-        if every(abs(step) < 3e-7 * before):
+        if every(abs(step) * (1 + before) < 4e-7 * before):
             break
         if not every((lam > 0) & (lam <= LIMIT)):
             lam = np.clip(lam, 0.1 * before, LIMIT)
@@ -185,6 +186,5 @@ def solved(
     law = np.exp(gap, gap)
     law *= lead
     law /= total(law)
-    law.setflags(write=False)
     found = 0.5 * square / lam
     return found if every(live) else np.where(live, found, scale), law

@@ -31,7 +31,8 @@ def restored(like: State, values: Mapping[str, Any]) -> State:
         values: arrays or nested lists by name.
 
     Raises:
-        ValueError: on a name that is missing or not known.
+        ValueError: on a name that is missing or not known, another number of drafters (of a learner; bandits
+            do not say theirs), or a value that is no finite number.
     """
     names = flat(like).keys()
     if names != values.keys():
@@ -56,4 +57,11 @@ def _rebuilt(name: str, like: Any, values: Mapping[str, Any]) -> Any:
             for key, value in zip(keys, like, strict=True)
         ]
         return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
-    return type(like)(values[name]) if isinstance(like, int | float) else np.array(values[name])
+    if isinstance(like, int | float):
+        return type(like)(values[name])
+    array = np.array(values[name], dtype=like.dtype)
+    if name.endswith("prior") and len(array) != len(like):
+        raise ValueError(f"saved state is over {len(array)} drafters, this learner's over {len(like)}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"saved {name} must be finite, got {array[~np.isfinite(array)].flat[0]}")
+    return array

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked_losses, checked_played
+from nab.learners.border import checked_losses, checked_played, whole
 from nab.types import Floats, Learner
 
 
@@ -48,8 +48,7 @@ class Interleaved:
     delay: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.delay, int) or self.delay < 0:
-            raise ValueError(f"delay must be a whole number of rounds, at least 0, got {self.delay}")
+        whole("delay", self.delay, 0)
 
     def init(self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None) -> InterleavedState:
         """All instances at their start."""
@@ -105,8 +104,7 @@ class Blocks:
     size: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"size must be a whole number of rounds, at least 1, got {self.size}")
+        whole("size", self.size, 1)
 
     def init(self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None) -> BlocksState:
         """No round in the block yet."""

@@ -38,9 +38,12 @@ def play(
     array = as_floats(losses)
     if array.ndim not in (2, 3):
         raise ValueError(f"losses must have shape (rounds, n) or (rounds, n, batch), got {array.shape}")
-    delays = np.broadcast_to(np.asarray(delay, dtype=int), len(array))
-    if (delays < 0).any():
-        raise ValueError(f"delay must be at least 0 rounds, got {delays.min()}")
+    delays = np.asarray(delay)
+    if delays.dtype.kind not in "iu" or delays.shape not in ((), (len(array),)) or (delays < 0).any():
+        raise ValueError(
+            f"delay must be whole rounds, at least 0, one or {len(array)} of them, got {delay!r}"
+        )
+    delays = np.broadcast_to(delays, len(array))
     state = learner.init(*array.shape[1:], prior=prior)
     laws = np.empty_like(array)
     due = defaultdict(list)
