@@ -177,10 +177,10 @@ def solved(
         mean = inner(prior, powers)
         wanted, slope = level(lam / square)
         step = (ln(mean) + lam - wanted) / (inner(weighted, powers) / mean - slope / square)
-        before, lam = lam, lam - step
-        if every(abs(step) * (1 + before) < 4e-7 * before):
+        before, lam, size = lam, lam - step, abs(step)
+        if every(size * (1 + before) < 4e-7 * before):
             break
-        if not every((lam > 0) & (lam <= LIMIT)):
+        if not every(size < 0.5 * before):
             lam = np.clip(lam, 0.1 * before, LIMIT)
     gap *= lam
     law = np.exp(gap, gap)
