@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +14,17 @@ def steps_bar() -> Progress:
     """A bar whose tasks have a `state` field."""
     state = TextColumn("{task.completed}/{task.total} {task.fields[state]}")
     return Progress(TextColumn("{task.description}"), BarColumn(), state, TimeRemainingColumn())
+
+
+class Parser(argparse.ArgumentParser):
+    """Of the command line; what is wrong with it takes one line."""
+
+    def __init__(self, about: str | None) -> None:
+        super().__init__(description=about, formatter_class=argparse.RawTextHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """End with the message."""
+        self.exit(2, f"error: {message}\n")
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -347,6 +347,8 @@ def main() -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists() and not out.is_dir():
             raise NotADirectoryError(f"{out} is a file, expected a folder")
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent):
+            pass  # there will be more
     except OSError as problem:
         sys.exit(f"error: {problem}")
     failures = 0

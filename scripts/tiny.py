@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from console import device, domains_in, folder, guarded, rate, steps_bar, whole
+from console import Parser, device, domains_in, folder, guarded, rate, steps_bar, whole
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -41,9 +41,9 @@ def make_tokenizer(corpora: dict[str, list[str]], vocab_size: int, sample: int =
     )
 
     def sampled():
-        for documents in corpora.values():
+        for texts in corpora.values():
             left = sample
-            for text in documents:
+            for text in texts:
                 yield text[:left]
                 left -= len(text)
                 if left <= 0:
@@ -74,8 +74,9 @@ def quality(
     return {"bits_per_byte": round(bits, 3), "bytes_per_token": round(bytes_per_token, 3)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(__doc__)
     parser.add_argument("corpora", type=folder, help="folder with one folder per domain")
     parser.add_argument("out", type=folder, help="the transformers folder to write")
     parser.add_argument("--leave-out", default="german", metavar="DOMAINS", help="comma-separated; german")
@@ -88,7 +89,11 @@ def main() -> None:
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action="store_true", help="products in it; on CUDA they are anyway")
     parser.add_argument("--threads", type=whole(1))
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
 

@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from console import device, domains_in, folder, guarded, steps_bar, whole
+from console import Parser, device, domains_in, folder, guarded, steps_bar, whole
 from rich.progress import Progress
 
 from nab.backends import int8
@@ -55,7 +55,7 @@ LAYERS = {"tiny": (-1,), "smollm2": (20, -1)}
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("plan", choices=PLANS)
     parser.add_argument("corpora", type=folder)
     parser.add_argument("out", type=folder)

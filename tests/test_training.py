@@ -339,7 +339,6 @@ def test_an_interrupted_training_loses_nothing_and_counts_all_seconds(tmp_path, 
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, model.state_dict()[name]), name
     assert seconds >= alone > float(metadata["seconds"]) > 0
-    assert fit(model, loss, steps=8, folder=tmp_path / "cut", recipe=recipe) >= seconds
 
 
 def test_an_update_is_never_cut(tmp_path, monkeypatch):

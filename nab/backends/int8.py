@@ -62,7 +62,7 @@ def opened(file: Path, framework: str = "pt") -> Iterator[Any]:
         with safe_open(file, framework=framework) as tensors:
             yield tensors
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or no safetensors file ({error}): delete it") from None
+        raise ValueError(f"{file} is damaged or no safetensors file ({error})") from None
 
 
 def load(file: Path) -> dict[str, Tensor]:

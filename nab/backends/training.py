@@ -274,9 +274,14 @@ def decoded(file: Path) -> str:
 
 
 def corpus(folder: Path) -> dict[str, Any]:
-    """What a manifest says of the texts of a folder: number, bytes, and the SHA-256 of all in turn."""
+    """What a manifest says of the texts of a folder: number, bytes, and the SHA-256 of all in turn.
+
+    Raises:
+        ValueError: if one is not UTF-8, naming it.
+    """
     files, digest, size = sorted(folder.glob("*.txt")), hashlib.sha256(), 0
     for file in files:
+        decoded(file)  # what could not be learnt from is refused before any work
         text = file.read_bytes()
         size += len(text)
         digest.update(text)
