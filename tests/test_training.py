@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-import time
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,17 +12,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
-from nab.backends import distill, int8, pool, pretrained
-from nab.backends.distill import Feature, Plan, Standalone, distillation_loss, train
+from nab.backends import distill, int8, pool, pretrained, training
+from nab.backends.distill import Feature, Plan, Standalone, distillation_loss, origin, train
 from nab.backends.heads import Head, HeadModel, Shape
 from nab.backends.teacher import PAD, Teacher, Unit
 from nab.backends.torch import CausalLM, Warper
-from nab.backends.training import Recipe, Windows, fit, provenance
+from nab.backends.training import Recipe, Windows, check_origin, corpus, fit, provenance
 
 
 class Killed(BaseException):
     """What a signal raises."""
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C interrupts, also where the tests run in the background of a shell, which ignores it."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
 
 
 def model_and_loss():
@@ -195,9 +205,195 @@ def test_unusable_corpora_and_layers_are_named(corpora, tmp_path):
 def test_a_manifest_names_data_time_and_machine(tmp_path):
     (tmp_path / "b.txt").write_text("second")
     (tmp_path / "a.txt").write_text("first ")
-    facts = provenance({"prose": tmp_path}, device="cpu", began=time.time() - 60)
     digest = hashlib.sha256(b"first second").hexdigest()
-    assert facts["data"] == {"prose": {"documents": 2, "bytes": 12, "sha256": digest}}
-    assert facts["seconds"] >= 60
+    assert corpus(tmp_path) == {"documents": 2, "bytes": 12, "sha256": digest}
+    facts = provenance("cpu")
     assert {"hardware", "device", "threads", "torch", "finished"} <= set(facts)
     json.dumps(facts)
+
+
+def test_units_belong_to_target_text_and_requests(corpora, tmp_path):
+    """One cache for all: each gets its own, and what is still right is not made again."""
+    targets = [
+        pretrained.load(tiny.save(tmp_path / f"target{seed}", tiny.llama(seed)), dtype="float32")
+        for seed in (0, 1)
+    ]
+
+    def teacher(target=0):
+        return Teacher(targets[target], corpora, tmp_path / "units", (3,), rows=4, length=32)
+
+    first, answers, other = teacher().text("a", 0), teacher().answers("a", 0), teacher().text("b", 0)
+    assert torch.equal(teacher(1).text("a", 0).tokens, first.tokens)
+    assert not torch.equal(teacher(1).text("a", 0).hidden, first.hidden)
+    (corpora / "a" / "train" / "1.txt").write_text("more " * 300)
+    assert not torch.equal(teacher().text("a", 0).tokens, first.tokens)
+    assert not torch.equal(teacher().answers("a", 0).tokens, answers.tokens)
+    files = set((tmp_path / "units").rglob("*.safetensors"))
+    assert torch.equal(teacher().text("b", 0).tokens, other.tokens)  # its text is the same still
+    assert set((tmp_path / "units").rglob("*.safetensors")) == files
+    (corpora / "a" / "requests").mkdir()
+    (corpora / "a" / "requests" / "train.txt").write_text("first\n")
+    targets[0].tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    del targets[0].__dict__["checksum"]
+    before = teacher().answers("a", 0)
+    text = teacher()._source("text", "a")
+    (corpora / "a" / "requests" / "train.txt").write_text("second\n")
+    assert not torch.equal(teacher().answers("a", 0).tokens, before.tokens)
+    assert teacher()._source("text", "a") == text  # requests are nothing to it
+
+
+def test_answers_are_the_same_in_any_company_and_follow_the_law(corpora, tmp_path):
+    """Alone and together; one request many times: frequencies of the first token, chi-square at 1e-4."""
+    target = pretrained.load(tiny.save(tmp_path / "target", tiny.llama()), dtype="float64")
+    teacher = Teacher(target, corpora, tmp_path / "units", (3,), rows=4, length=64)
+    together = teacher.answered("a", [4, 5, 2, 3])  # two temperatures
+    for place, number in enumerate((4, 5, 2, 3)):
+        assert torch.equal(teacher.answered("a", [number]), together[4 * place : 4 * place + 4])
+    many = Teacher(target, corpora, tmp_path / "units", (3,), rows=400, length=17)
+    prompt = list(range(16))
+    object.__setattr__(many, "prompts", lambda domain, count: [prompt] * count)
+    for number, temperature in ((0, 1.0), (4, 0.6)):
+        tokens = many.answered("a", [number])[:, 16]
+        with torch.no_grad():
+            logits = target.model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        law = (logits / temperature).softmax(-1)
+        common = law > 5 / 400
+        assert common.sum() > 5
+        found = torch.bincount(tokens, minlength=tiny.VOCAB)[common]
+        counts = [*found.tolist(), 400 - int(found.sum())]
+        expected = [*(400 * law[common]).tolist(), 400 * float(law[~common].sum())]
+        assert stats.chisquare(counts, expected).pvalue > 1e-4
+
+
+def test_without_a_gpu_every_unit_of_answers_is_kept_at_once(corpora, tmp_path):
+    target = pretrained.load(tiny.save(tmp_path / "target", tiny.llama()), dtype="float32")
+    teacher = Teacher(target, corpora, tmp_path / "units", (3,), rows=4, length=32)
+    teacher.answers("a", 1)
+    assert [file.name for file in tmp_path.glob("units/train/answers/a/*/*")] == ["00001.safetensors"]
+
+
+def plan_of(**changes):
+    sizes = {"draft_vocab": 200, "intermediate": 32, "width": 32, "text": 2, "answers": 1}
+    return Plan(**sizes | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"text": 3}, "plan.text was 2 and is 3 now"),
+        ({"width": 64}, "plan.width was 32 and is 64 now"),
+        ({"recipe": Recipe(rate=1e-2)}, "plan.recipe.rate was 0.003 and is 0.01 now"),
+    ],
+)
+def test_a_checkpoint_of_another_plan_is_refused(corpora, tmp_path, change, field):
+    target = pretrained.load(tiny.save(tmp_path / "target", tiny.llama()), dtype="float32")
+    teacher = Teacher(target, corpora, tmp_path / "units", (3,), rows=4, length=32)
+    with pytest.raises(KeyboardInterrupt):
+        train(teacher, ["a"], plan_of(), folder=tmp_path / "run", progress=interrupt_at(2))
+    with pytest.raises(ValueError, match=f"something else .{field}.: use another folder or delete .*run"):
+        train(teacher, ["a"], plan_of(**change), folder=tmp_path / "run")
+    (corpora / "a" / "train" / "2.txt").write_text("more " * 50)
+    other = Teacher(target, corpora, tmp_path / "units", (3,), rows=4, length=32)
+    with pytest.raises(ValueError, match=r"data\.a\.sha256 was \w{16} and is \w{16} now"):
+        train(other, ["a"], plan_of(), folder=tmp_path / "run")
+    weights, metadata = train(teacher, ["a"], plan_of(), folder=tmp_path / "run")
+    int8.save(weights, tmp_path / "a.safetensors", metadata)
+    check_origin(tmp_path / "a.safetensors", origin(teacher, ["a"], plan_of(), None))
+    with pytest.raises(ValueError, match="start was absent and is"):
+        check_origin(
+            tmp_path / "a.safetensors", origin(teacher, ["a"], plan_of(), tmp_path / "a.safetensors")
+        )
+
+
+def interrupt_at(last):
+    def progress(step, loss):
+        if step == last:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return progress
+
+
+def test_an_interrupted_training_loses_nothing_and_counts_all_seconds(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(training, "monotonic", lambda: next(clock))
+    recipe = Recipe(save_every=1e9)
+    whole, loss = model_and_loss()
+    alone = fit(whole, loss, steps=8, folder=tmp_path / "whole", recipe=recipe)
+    model, loss = model_and_loss()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, loss, steps=8, folder=tmp_path / "cut", recipe=recipe, progress=interrupt_at(3))
+    metadata = int8.metadata(tmp_path / "cut" / "checkpoint.safetensors")
+    assert metadata["step"] == "3"
+
+    def interrupted(step):  # before the weights move
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(step)
+
+    model, loss = model_and_loss()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, interrupted, steps=8, folder=tmp_path / "cut", recipe=recipe)
+    assert int8.metadata(tmp_path / "cut" / "checkpoint.safetensors")["step"] == "5"
+    model, loss = model_and_loss()
+    seconds = fit(model, loss, steps=8, folder=tmp_path / "cut", recipe=recipe)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+    assert seconds >= alone > float(metadata["seconds"]) > 0
+
+
+def test_an_update_is_never_cut(tmp_path, monkeypatch):
+    """Ctrl-C while the weights move: the step is finished, its loss written, and then it counts."""
+    model, loss = model_and_loss()
+    step_of = torch.optim.AdamW.step
+
+    def step(self, *arguments, **named):
+        if len((tmp_path / "curve.jsonl").read_text().splitlines()) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step_of(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, loss, steps=8, folder=tmp_path)
+    assert int8.metadata(tmp_path / "checkpoint.safetensors")["step"] == "4"
+    assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"width": 0}, "width must be a positive multiple of 32, got 0"),
+        ({"width": 40}, "width must be a positive multiple of 32, got 40"),
+        ({"text": 0, "answers": 0}, "text and answers must not both be 0"),
+        ({"depths": 0}, "depths must be at least 1, got 0"),
+        ({"text": -3}, "text must be at least 0, got -3"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"expert_rate": float("nan")}, "expert_rate must be positive and finite, got nan"),
+        ({"generalist_passes": float("inf")}, "generalist_passes must be positive and finite, got inf"),
+    ],
+)
+def test_impossible_plans_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of(**change)
+
+
+@pytest.mark.parametrize("change", [{"rate": 0.0}, {"warmup": -0.1}, {"cooldown": 2.0}, {"save_every": -1.0}])
+def test_impossible_recipes_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Recipe(**change)
+
+
+def test_damaged_files_are_named(corpora, tmp_path):
+    model, loss = model_and_loss()
+    fit(model, loss, steps=1, folder=tmp_path)
+    file = tmp_path / "checkpoint.safetensors"
+    for size in (0, 5, file.stat().st_size // 2):
+        file.write_bytes(file.read_bytes()[:size] if size else b"")
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged"):
+            fit(model, loss, steps=1, folder=tmp_path)
+    target = pretrained.load(tiny.save(tmp_path / "target", tiny.llama()), dtype="float32")
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged"):
+        pool.build([str(file)], target, CausalLM(target.model, Warper()))
+    (corpora / "a" / "train" / "2.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"2\.txt is not UTF-8"):
+        Teacher(target, corpora, tmp_path / "units", (3,), rows=4, length=32).windows("a")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +18,10 @@ from nab.backends import int8
 from nab.backends.heads import HeadModel, Shape
 from nab.backends.pretrained import llama_file
 from nab.backends.teacher import PAD, Teacher, Unit
-from nab.backends.training import Progress, Recipe, fit
+from nab.backends.training import Progress, Recipe, at_least, check_origin, fit, positive
 
 CHUNK = 64
+HEAD_WIDTH = 32
 DEFAULT_RECIPE = Recipe()
 
 
@@ -76,7 +79,7 @@ def small_llama(
     intermediate: int,
     *,
     layers: int = 1,
-    head_width: int = 32,
+    head_width: int = HEAD_WIDTH,
     context: int,
     end: int | None,
 ) -> LlamaForCausalLM:
@@ -167,7 +170,7 @@ class Plan:
     Args:
         draft_vocab: tokens a head can propose, generalist and experts alike; each has its own most frequent.
         intermediate: width of the feed-forward part.
-        width: of a standalone drafter; None makes heads.
+        width: of a standalone drafter, a multiple of ``HEAD_WIDTH``; None makes heads.
         depths: steps of own features that a head is trained on.
         text: units of text per domain.
         answers: units of answers per domain.
@@ -192,6 +195,14 @@ class Plan:
     recipe: Recipe = DEFAULT_RECIPE
     expert_rate: float = 2e-3
 
+    def __post_init__(self) -> None:
+        at_least(self, draft_vocab=1, intermediate=1, depths=1, text=0, answers=0, batch=1, seed=0)
+        positive(self, "generalist_passes", "expert_passes", "expert_rate")
+        if self.width is not None and (self.width < 1 or self.width % HEAD_WIDTH):
+            raise ValueError(f"width must be a positive multiple of {HEAD_WIDTH}, got {self.width}")
+        if not self.names():
+            raise ValueError("text and answers must not both be 0: there would be nothing to learn from")
+
     def names(self) -> list[tuple[str, int]]:
         """Kind and number of the units of a domain."""
         return [("text", k) for k in range(self.text)] + [("answers", k) for k in range(self.answers)]
@@ -212,6 +223,13 @@ class Plan:
         return chosen
 
 
+def origin(teacher: Teacher, domains: Sequence[str], plan: Plan, start: Path | None) -> dict[str, Any]:
+    """What a drafter depends on: plan, target, text of its domains and the drafter to start from."""
+    data = {d: {k: v for k, v in teacher.data(d).items() if k in ("sha256", "requests")} for d in domains}
+    found = {"plan": asdict(plan), "target": teacher.target.checksum, "layers": teacher.layers, "data": data}
+    return found | ({"start": hashlib.sha256(start.read_bytes()).hexdigest()} if start else {})
+
+
 def train(
     teacher: Teacher,
     domains: Sequence[str],
@@ -227,13 +245,18 @@ def train(
         teacher: units to learn from.
         domains: names.
         plan: sizes and amounts.
-        folder: of checkpoint and learning curve; an interrupted run goes on from there.
+        folder: of checkpoint and learning curve; an interrupted run of the same ``origin`` goes on.
         start: drafter to start from, as ``int8.save`` wrote it; a head's draft vocabulary may differ.
         progress: see ``fit``.
 
     Returns:
-        Weights and metadata for ``int8.save``.
+        Weights and metadata for ``int8.save``, with the seconds that ``fit`` counted.
+
+    Raises:
+        ValueError: if the checkpoint is of another origin.
     """
+    made_of = origin(teacher, domains, plan, start)
+    check_origin(folder / "checkpoint.safetensors", made_of)
     torch.manual_seed(plan.seed)
     target: Any = teacher.target.model
     output = target.get_output_embeddings().weight.detach()
@@ -265,7 +288,7 @@ def train(
         return distillation_loss(student, unit, output, depths=plan.depths)
 
     steps = plan.steps(len(domains))
-    fit(model, loss, steps=steps, folder=folder, recipe=recipe, progress=progress)
+    seconds = fit(model, loss, steps=steps, folder=folder, recipe=recipe, progress=progress, origin=made_of)
     seen = steps * plan.batch * teacher.rows * teacher.length
     if plan.width is None:
         weights = model.state_dict()
@@ -274,11 +297,14 @@ def train(
         weights, config = llama_file(model)
         kind = {"kind": "standalone", **config}
     learned = {"vocabulary": teacher.target.vocabulary, "domains": ",".join(domains), "tokens": str(seen)}
-    return weights, kind | learned
+    made = {"seconds": str(round(seconds)), "origin": json.dumps(made_of)}
+    return weights, kind | learned | made
 
 
 def draft_vocabulary(units: Iterable[Unit], size: int, vocab_size: int) -> Tensor:
     """The ``size`` most frequent tokens of ``units``, by falling frequency."""
+    if size > vocab_size:
+        raise ValueError(f"draft_vocab must be at most {vocab_size}, the target's vocabulary, got {size}")
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for unit in units:
         tokens = unit.tokens[unit.tokens != PAD].long().cpu()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -49,13 +51,27 @@ def save(weights: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str])
     draft.replace(file)
 
 
+@contextmanager
+def opened(file: Path, framework: str = "pt") -> Iterator[Any]:
+    """A safetensors file, as ``safe_open`` gives it.
+
+    Raises:
+        ValueError: if it is none, or not whole, naming it.
+    """
+    try:
+        with safe_open(file, framework=framework) as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or no safetensors file ({error})") from None
+
+
 def load(file: Path) -> dict[str, Tensor]:
     """Weights that ``save`` wrote."""
-    with safe_open(file, framework="pt") as tensors:
+    with opened(file) as tensors:
         return dequantize({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
 
 
 def metadata(file: Path) -> dict[str, str]:
     """What ``save`` was given to remember."""
-    with safe_open(file, framework="numpy") as tensors:
+    with opened(file, "numpy") as tensors:
         return dict(tensors.metadata() or {})

@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from nab.backends import heads, int8
 from nab.backends.drafters import Lookup, NGram
@@ -137,5 +136,5 @@ def _lifted(drafter: LanguageModel, model: CausalLM, name: str) -> Lifted:
 
 def read_ngram(file: Path) -> NGram:
     """An n-gram model from the safetensors file that ``scripts/ngrams.py`` writes."""
-    with safe_open(file, framework="numpy") as tensors:
+    with int8.opened(file, "numpy") as tensors:
         return NGram.from_arrays({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118

@@ -79,6 +79,16 @@ class Pretrained:
         table = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return hashlib.sha256(table.encode()).hexdigest()
 
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of what decides what it writes: weights in their dtype, tokens, chat template, stops."""
+        template = str(self.tokenizer.chat_template)
+        digest = hashlib.sha256(json.dumps([self.vocabulary, template, sorted(self.stop_tokens)]).encode())
+        for name, weight in self.model.named_parameters():
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def encode(self, prompt: str) -> list[int]:
         """Token ids of one user message under the chat template, or of the bare text where there is none.
 
@@ -148,7 +158,9 @@ def load(path: Path | None = None, *, dtype: str = "bfloat16", device: str = "cp
         )
     source = smollm2() if path is None else Path(path)
     if not source.exists():
-        raise FileNotFoundError(f"no model at {source}: give a transformers folder or a GGUF file")
+        raise FileNotFoundError(
+            f"no model at {source}: give a transformers folder, a GGUF file or {TINY.name}"
+        )
     quantized = [source] if source.is_file() else sorted(source.glob("*.gguf"))
     if quantized and not any(source.glob("*.safetensors")):
         return _load_gguf(quantized[0], DTYPES[dtype], device)

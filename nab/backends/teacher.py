@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from nab.backends import int8
 from nab.backends.pretrained import Pretrained
+from nab.backends.training import corpus, decoded, documents
 
 PAD = -1
 REQUESTS = ("Continue this {domain} text:\n\n{text}", "Write more {domain} text in the style of:\n\n{text}")
 TEMPERATURES = (1.0, 0.6)
 TOGETHER = 4
+"""Units of answers in turn at one temperature; a GPU makes them at once, in little more time than one."""
 
 
 class Unit(NamedTuple):
@@ -42,7 +47,8 @@ class Unit(NamedTuple):
 class Teacher:
     """The target on the text of its domains: windows of documents, and its own answers to requests.
 
-    Every unit is a function of its name (domain, kind, number), computed when first asked for.
+    Every unit is a function of its name (domain, kind, number), computed when first asked for. It is kept
+    under a checksum of all it is computed from, so that none of another target or text is taken for it.
 
     Args:
         target: model and tokenizer.
@@ -62,6 +68,7 @@ class Teacher:
     rows: int = 16
     length: int = 256
     _windows: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    _data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         last = self.target.model.config.get_text_config().num_hidden_layers
@@ -80,13 +87,26 @@ class Teacher:
             raise FileNotFoundError(f"{self.corpora} holds no folders <domain>/{self.part} with text files")
         return found
 
+    def data(self, domain: str) -> dict[str, Any]:
+        """What a domain is made of: see ``corpus``; and the SHA-256 of ``requests``, if there are any."""
+        if domain not in self._data:
+            asked = "\n".join(self.requests(domain)).encode()
+            listed = {"requests": hashlib.sha256(asked).hexdigest()} if asked else {}
+            self._data[domain] = corpus(self.corpora / domain / self.part) | listed
+        return self._data[domain]
+
+    def requests(self, domain: str) -> list[str]:
+        """Lines of ``<domain>/requests/<part>.txt``, if there is such a file and the target chats."""
+        file = self.corpora / domain / "requests" / f"{self.part}.txt"
+        return decoded(file).splitlines() if self.target.tokenizer.chat_template and file.exists() else []
+
     def windows(self, domain: str) -> NDArray[np.int64]:
         """All text of a domain, ``(windows, length)``, shuffled; documents end with the end token."""
         if domain not in self._windows:
             tokenizer = self.target.tokenizer
             joined: list[int] = []
-            for file in sorted((self.corpora / domain / self.part).glob("*.txt")):
-                joined += tokenizer(file.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+            for text in documents(self.corpora / domain / self.part):
+                joined += tokenizer(text, add_special_tokens=False)["input_ids"]
                 joined.append(tokenizer.eos_token_id)
             count = len(joined) // self.length
             if count < self.rows:
@@ -100,34 +120,25 @@ class Teacher:
 
     def text(self, domain: str, number: int) -> Unit:
         """Unit ``number`` of the text of ``domain``; the text repeats when it is used up."""
-        windows = self.windows(domain)
-        rows = np.arange(number * self.rows, (number + 1) * self.rows) % len(windows)
-        return self._cached("text", domain, [number], lambda: torch.tensor(windows[rows]))
+        return self._cached("text", domain, number, [number], self._text)
 
     def answers(self, domain: str, number: int) -> Unit:
         """Unit ``number`` of the target's answers to ``prompts`` of ``domain``.
 
-        Sampled at temperatures 1 and .6 in turn, ``TOGETHER`` units at once: large batches cost little more.
+        Sampled at temperatures 1 and .6 in turn. A GPU makes ``TOGETHER`` units at once.
         """
-        group, place = divmod(number, TOGETHER)
-        turns = [(place + k) % TOGETHER for k in range(TOGETHER)]  # the wanted one first
-        return self._cached(
-            "answers",
-            domain,
-            [group * TOGETHER + turn for turn in turns],
-            lambda: self._answer(domain, group).roll(-place * self.rows, 0),
-        )
+        together = TOGETHER if self.target.model.device.type == "cuda" else 1
+        first = number - number % together
+        return self._cached("answers", domain, number, range(first, first + together), self.answered)
 
     def prompts(self, domain: str, count: int, opening: int = 48) -> list[list[int]]:
         """Token ids of the first ``count`` requests of ``domain``.
 
-        Requests to go on from ``opening`` tokens of text and, in turn with them, those that
-        ``<domain>/requests/<part>.txt`` lists, one a line, if there is such a file and the target chats.
+        Requests to go on from ``opening`` tokens of text and, in turn with them, ``requests``.
         """
         # from the far end, so that the answers are not to the first windows of the text units
         windows, found = self.windows(domain)[::-1], []
-        tokenizer, file = self.target.tokenizer, self.corpora / domain / "requests" / f"{self.part}.txt"
-        listed = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        tokenizer, listed = self.target.tokenizer, self.requests(domain)
         for k in range(count):
             ids = windows[k % len(windows)][:opening].tolist()
             if tokenizer.chat_template:
@@ -144,17 +155,37 @@ class Teacher:
         """``text`` or ``answers``, by name."""
         return {"text": self.text, "answers": self.answers}[kind](domain, number)
 
-    def _cached(self, kind: str, domain: str, numbers: list[int], make: Callable[[], Tensor]) -> Unit:
-        """The first of several units, of which ``make`` gives the rows of all."""
-        folder = self.cache / f"layers-{'-'.join(map(str, self.layers))}" / self.part / kind / domain
-        files = [folder / f"{number:05d}.safetensors" for number in numbers]
-        if not files[0].exists():
+    def _cached(
+        self,
+        kind: str,
+        domain: str,
+        number: int,
+        together: Sequence[int],
+        make: Callable[[str, Sequence[int]], Tensor],
+    ) -> Unit:
+        """Unit ``number``; if it is not there, ``make`` gives the rows of all units ``together``."""
+        folder = self.cache / self.part / kind / domain / self._source(kind, domain)[:16]
+        if not (wanted := folder / f"{number:05d}.safetensors").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            for file, rows in zip(files, torch.split(make(), self.rows), strict=True):
+            for k, rows in zip(together, torch.split(make(domain, together), self.rows), strict=True):
+                file = folder / f"{k:05d}.safetensors"
                 draft = file.with_suffix(f".{os.getpid()}.partial")  # several processes may fill one cache
                 save_file({k: v.contiguous() for k, v in self._read(rows)._asdict().items()}, draft)
                 draft.replace(file)
-        return Unit(**load_file(files[0], device=str(self.target.model.device)))
+        with int8.opened(wanted) as tensors:
+            return Unit(*(tensors.get_tensor(name).to(self.target.model.device) for name in Unit._fields))
+
+    def _source(self, kind: str, domain: str) -> str:
+        """SHA-256 of what units are computed from; of the requests only answers are."""
+        data = {k: v for k, v in self.data(domain).items() if kind == "answers" or k != "requests"}
+        source = [self.target.checksum, data, self.layers, self.rows, self.length]
+        return hashlib.sha256(json.dumps(source).encode()).hexdigest()
+
+    def _text(self, domain: str, numbers: Sequence[int]) -> Tensor:
+        """``(len(numbers) * rows, length)``: windows, in turn."""
+        windows = self.windows(domain)
+        rows = np.concatenate([np.arange(k * self.rows, (k + 1) * self.rows) for k in numbers])
+        return torch.tensor(windows[rows % len(windows)])
 
     @torch.inference_mode()
     def _read(self, tokens: Tensor) -> Unit:
@@ -169,28 +200,41 @@ class Teacher:
         log_mass = torch.stack([(row.float() @ output.T).logsumexp(-1) for row in hidden[:, :, -1]])
         return Unit(tokens.int(), hidden, log_mass)
 
-    def _answer(self, domain: str, group: int) -> Tensor:
-        """``(TOGETHER * rows, length)``: requests with their sampled answers."""
-        count = TOGETHER * self.rows
-        prompts = self.prompts(domain, (group + 1) * count)[group * count :]
+    def answered(self, domain: str, numbers: Sequence[int]) -> Tensor:
+        """Rows of units of answers, ``(len(numbers) * rows, length)``: requests with their sampled answers.
+
+        Every unit has random numbers of its own, so that, up to rounding, it is the same in any company.
+        """
+        prompts, draws, temperatures = self.prompts(domain, (max(numbers) + 1) * self.rows), [], []
+        for k in numbers:
+            seeded = torch.Generator().manual_seed(zlib.crc32(f"{self.part}/{domain}/{k}".encode()))
+            draws.append(torch.rand(self.rows, self.length, generator=seeded, dtype=torch.float64))
+            temperatures += [TEMPERATURES[k // TOGETHER % len(TEMPERATURES)]] * self.rows
+        prompts = [prompt for k in numbers for prompt in prompts[k * self.rows : (k + 1) * self.rows]]
         model: Any = self.target.model
         device = model.device
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-        torch.manual_seed(zlib.crc32(f"{self.part}/{domain}/{group}".encode()))
+        levels, heat = torch.cat(draws).to(device), torch.tensor(temperatures, device=device)[:, None]
+
+        def sampled(so_far: Tensor, logits: Tensor) -> Tensor:
+            """Logits that leave one token: where the distribution function passes the row's next level."""
+            masses = (logits.double() / heat).softmax(-1).cumsum(-1)
+            level = levels[:, so_far.shape[1] - longest, None] * masses[:, -1:]
+            token = (masses <= level).sum(-1, keepdim=True).clamp_max(masses.shape[1] - 1)
+            return torch.full_like(logits, -torch.inf).scatter_(1, token, 0.0)
+
         stops = sorted(self.target.stop_tokens)
         generated: Any = model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max(self.length - min(map(len, prompts)), 1),
-            do_sample=True,
-            temperature=TEMPERATURES[group % len(TEMPERATURES)],
-            top_k=0,
-            top_p=1.0,
+            do_sample=False,
+            logits_processor=[sampled],
             pad_token_id=stops[0],
         )
-        rows = torch.full((count, self.length), PAD)
+        rows = torch.full((len(prompts), self.length), PAD)
         for k, (prompt, row) in enumerate(zip(prompts, generated[:, longest:].tolist(), strict=True)):
             end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
             whole = [*prompt, *row[:end]][: self.length]

@@ -5,22 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nab.backends import int8
 from nab.sim.trace import processor
+
+
+def at_least(options: object, **least: int) -> None:
+    """Raise ``ValueError`` with the name of the first attribute that is below its least value, or NaN."""
+    for name, value in least.items():
+        if not getattr(options, name) >= value:
+            raise ValueError(f"{name} must be at least {value}, got {getattr(options, name)}")
+
+
+def positive(options: object, *names: str) -> None:
+    """Raise ``ValueError`` with the name of the first attribute that is not positive and finite."""
+    for name in names:
+        if not 0 < getattr(options, name) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(options, name)}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,13 @@ class Recipe:
     bfloat16: bool | None = None
     save_every: float = 30.0
 
+    def __post_init__(self) -> None:
+        at_least(self, save_every=0)
+        positive(self, "rate", "clip")
+        for name in ("warmup", "cooldown"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
     def factor(self, step: int, steps: int) -> float:
         """Share of the peak rate at ``step`` of ``steps``."""
         rising = (step + 1) / max(self.warmup * steps, 1)
@@ -61,11 +84,13 @@ def fit(
     folder: Path,
     recipe: Recipe | None = None,
     progress: Progress | None = None,
-) -> None:
+    origin: Mapping[str, Any] | None = None,
+) -> float:
     """Minimise ``loss(step)`` over the parameters of ``model`` that require gradients.
 
     What a step sees depends on its number alone, so a run that was killed goes on from its last checkpoint
-    (at most ``save_every`` seconds old, written whole or not at all) as if nothing had happened.
+    (at most ``save_every`` seconds and a step old, written whole or not at all) as if nothing had happened.
+    Ctrl-C writes one.
 
     Args:
         model: trained in place.
@@ -74,38 +99,100 @@ def fit(
         folder: gets ``checkpoint.safetensors`` and ``curve.jsonl``, one object a step.
         recipe: see there.
         progress: told the number of finished steps and the loss of the last.
+        origin: what the training depends on; kept in the checkpoint, see ``check_origin``.
+
+    Returns:
+        Seconds that it took, those of earlier processes up to their last checkpoints included.
 
     Raises:
-        ValueError: if a loss is not finite, naming the step.
+        ValueError: if a loss is not finite, naming the step; if the checkpoint is damaged or of another
+            origin.
     """
-    recipe = recipe or Recipe()
+    recipe, origin = recipe or Recipe(), origin or {}
     folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "checkpoint.safetensors"
+    check_origin(file, origin)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = _optimizers(trained)
-    done = _restore(folder / "checkpoint.safetensors", trained, optimizers)
+    done, before = _restore(file, trained, optimizers)
     device = next(iter(trained.values())).device.type
     bfloat16 = device != "cpu" if recipe.bfloat16 is None else recipe.bfloat16
-    saved = monotonic()
+    began = saved = monotonic()
+
+    def save() -> None:
+        seconds = before + monotonic() - began
+        facts = {"step": str(done), "seconds": str(seconds), "origin": json.dumps(origin)}
+        _save(file, trained, optimizers, facts)
+
     with _curve(folder / "curve.jsonl", done) as curve:
-        for step in range(done, steps):
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
-                value = loss(step)
-            value.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(trained.values(), recipe.clip)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate * recipe.factor(step, steps)
-                optimizer.step()
-                optimizer.zero_grad()
-            now = value.item()
-            if not math.isfinite(now):
-                raise ValueError(f"the loss of step {step} is {now}: lower the rate, {recipe.rate}")
-            curve(step, now)
-            if monotonic() - saved > recipe.save_every or step == steps - 1:
-                _save(folder / "checkpoint.safetensors", trained, optimizers, step + 1)
-                saved = monotonic()
-            if progress:
-                progress(step + 1, now)
+        try:
+            while done < steps:
+                with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
+                    value = loss(done)
+                value.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(trained.values(), recipe.clip)
+                now = value.item()
+                if not math.isfinite(now):
+                    raise ValueError(f"the loss of step {done} is {now}: lower the rate, {recipe.rate}")
+                with _uninterrupted():
+                    for optimizer in optimizers:
+                        for group in optimizer.param_groups:
+                            group["lr"] = recipe.rate * recipe.factor(done, steps)
+                        optimizer.step()
+                        optimizer.zero_grad()
+                    curve(done, now)
+                    done += 1
+                if monotonic() - saved > recipe.save_every or done == steps:
+                    save()
+                    saved = monotonic()
+                if progress:
+                    progress(done, now)
+        except KeyboardInterrupt:
+            save()
+            raise
+    return before + monotonic() - began
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C, where it interrupts at all, waits for the end of the block."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual != signal.default_int_handler:
+        yield
+        return
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if heard:
+        raise KeyboardInterrupt
+
+
+def check_origin(file: Path, origin: Mapping[str, Any]) -> None:
+    """Refuse a file, if it is there, that does not come from ``origin``, as its metadata say.
+
+    Raises:
+        ValueError: naming every field that differs, or the file if it is damaged.
+    """
+    if not file.exists():
+        return
+    old = dict(_flat(json.loads(int8.metadata(file).get("origin", "{}"))))
+    new = dict(_flat(json.loads(json.dumps(origin))))
+    if old == new:
+        return
+    fields = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    said = [f"{k} was {old.get(k, 'absent')!s:.16} and is {new.get(k, 'absent')!s:.16} now" for k in fields]
+    differ = "; ".join(said) if old else "it does not say of what"
+    raise ValueError(
+        f"{file} was made of something else ({differ}): use another folder or delete {file.parent}"
+    )
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield from _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else [(path + key, value)]
 
 
 def _optimizers(trained: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
@@ -121,23 +208,28 @@ def _optimizers(trained: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]
 
 
 def _save(
-    file: Path, trained: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer], step: int
+    file: Path,
+    trained: dict[str, nn.Parameter],
+    optimizers: list[torch.optim.Optimizer],
+    facts: dict[str, str],
 ) -> None:
     tensors = {f"model.{name}": p.detach() for name, p in trained.items()}
     for k, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{k}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
     draft = file.with_suffix(".partial")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, draft, {"step": str(step)})
+    save_file({name: t.contiguous() for name, t in tensors.items()}, draft, facts)
     draft.replace(file)
 
 
-def _restore(file: Path, trained: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> int:
-    """Steps already done; 0 without a checkpoint."""
+def _restore(
+    file: Path, trained: dict[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Steps already done and the seconds they took; zeros without a checkpoint."""
     if not file.exists():
-        return 0
+        return 0, 0.0
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    with safe_open(file, framework="pt") as tensors:
+    with int8.opened(file) as tensors:
         for name in tensors.keys():  # noqa: SIM118
             kind, _, rest = name.partition(".")
             if kind == "model":
@@ -147,7 +239,7 @@ def _restore(file: Path, trained: dict[str, nn.Parameter], optimizers: list[torc
                 states[int(k)].setdefault(int(i), {})[key] = tensors.get_tensor(name)
         for optimizer, state in zip(optimizers, states, strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        return int(tensors.metadata()["step"])
+        return int(tensors.metadata()["step"]), float(tensors.metadata()["seconds"])
 
 
 @contextmanager
@@ -164,26 +256,46 @@ def _curve(file: Path, done: int) -> Iterator[Callable[[int, float], None]]:
         yield append
 
 
-def provenance(folders: Mapping[str, Path], *, device: str, began: float) -> dict[str, Any]:
-    """What a manifest says beside plan and seed: the data, the time since ``began``, the machine.
+def documents(folder: Path) -> list[str]:
+    """The texts of a folder, in the order of their names.
+
+    Raises:
+        ValueError: if one is not UTF-8, naming it.
+    """
+    return [decoded(file) for file in sorted(folder.glob("*.txt"))]
+
+
+def decoded(file: Path) -> str:
+    """The text of a file; raises ``ValueError`` with its name if it is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}") from None
+
+
+def corpus(folder: Path) -> dict[str, Any]:
+    """What a manifest says of the texts of a folder: number, bytes, and the SHA-256 of all in turn.
+
+    Raises:
+        ValueError: if one is not UTF-8, naming it.
+    """
+    files, digest, size = sorted(folder.glob("*.txt")), hashlib.sha256(), 0
+    for file in files:
+        decoded(file)  # what could not be learnt from is refused before any work
+        text = file.read_bytes()
+        size += len(text)
+        digest.update(text)
+    return {"documents": len(files), "bytes": size, "sha256": digest.hexdigest()}
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """What a manifest says of the machine that finished the training just now.
 
     Args:
-        folders: of the text files of each domain.
         device: that trained.
-        began: what ``time.time()`` was at the start of this process's part.
     """
-    data = {}
-    for domain, folder in folders.items():
-        files, digest, size = sorted(folder.glob("*.txt")), hashlib.sha256(), 0
-        for file in files:
-            text = file.read_bytes()
-            size += len(text)
-            digest.update(text)
-        data[domain] = {"documents": len(files), "bytes": size, "sha256": digest.hexdigest()}
     return {
-        "data": data,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time() - began),
         "hardware": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
         "device": device,
         "threads": torch.get_num_threads(),
