@@ -93,9 +93,10 @@ class Selector:
     (Liu et al. 2025, section 4).
 
     Args:
-        learner: see ``nab.learners``. n: number of drafters, at least 1. objective: what to minimise; by
-        default the token loss. pick: ``draw`` (default) draws the choice from the learner's law, ``argmax``
-        takes its mode, ``coupled``
+        learner: see ``nab.learners``.
+        n: number of drafters, at least 1.
+        objective: what to minimise; by default the token loss.
+        pick: ``draw`` (default) draws the choice from the learner's law, ``argmax`` takes its mode, ``coupled``
             draws so that it seldom changes.
         rng: anything ``numpy.random.default_rng`` takes.
 
