@@ -96,8 +96,8 @@ class Selector:
         learner: see ``nab.learners``.
         n: number of drafters, at least 1.
         objective: what to minimise; by default the token loss.
-        pick: ``draw`` (default) draws the choice from the learner's law, ``argmax`` takes its mode, ``coupled``
-            draws so that it seldom changes.
+        pick: ``draw`` (default) draws the choice from the learner's law, ``argmax`` takes its mode,
+            ``coupled`` draws so that it seldom changes.
         rng: anything ``numpy.random.default_rng`` takes.
 
     >>> from nab import NormalHedge, Selector

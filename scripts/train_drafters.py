@@ -6,8 +6,8 @@
     python scripts/train_drafters.py smollm2 out/corpora out/heads
 
 The first word picks the sizes; --target may be any transformers folder, the corpora any folder with one
-folder per domain (`<domain>/train/*.txt`). May be killed at any moment: run the same command again. Another plan,
-target or text is refused in the same folder OUT.
+folder per domain (`<domain>/train/*.txt`). May be killed at any moment: run the same command again. Another
+plan, target or text is refused in the same folder OUT.
 `--prepare` only computes what the target contributes (answers and hidden states), so that several processes
 can share that work.
 """
