@@ -73,7 +73,9 @@ def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) 
     domains = list(totals[PLAIN]["domains"])
     columns = [*(domain or "no domain" for domain in domains), "all"]
     lengths = {
-        policy: [_length(total["domains"][domain]) for domain in domains] + [_length(total)]
+        policy: [
+            found["mean_acceptance_length"] for found in (*(total["domains"][d] for d in domains), total)
+        ]
         for policy, total in totals.items()
     }
     figure = Figure(figsize=(1.1 * len(columns) + 4, 4.4), layout="constrained")
@@ -100,10 +102,6 @@ def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) 
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize="medium")
     _save(figure, path)
-
-
-def _length(found: Mapping[str, Any]) -> float:
-    return float(found["mean_acceptance_length"])
 
 
 def check(path: Path) -> None:

@@ -7,7 +7,6 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 import torch
@@ -30,14 +29,8 @@ def module_of(name):
 
 @pytest.fixture
 def corpora(tmp_path):
-    for domain, letters in (("north", "abc "), ("south", "xyz ")):
-        for part in ("train", "heldout"):
-            folder = tmp_path / "corpora" / domain / part
-            folder.mkdir(parents=True)
-            text = np.random.default_rng(0).choice(list(letters), 9000)
-            (folder / "1.txt").write_text("".join(text))
     tiny.save(tmp_path / "target", tiny.llama(dtype=torch.float32))
-    return tmp_path / "corpora"
+    return tiny.corpora(tmp_path / "corpora", {"north": "abc ", "south": "xyz "}, 9000)
 
 
 @pytest.fixture

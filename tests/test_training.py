@@ -127,13 +127,7 @@ def test_the_loss_is_cross_entropy_plus_rejection(monkeypatch):
 
 @pytest.fixture
 def corpora(tmp_path):
-    for domain, letters in (("a", "abc "), ("b", "xyz\n")):
-        for part in ("train", "heldout"):
-            folder = tmp_path / "corpora" / domain / part
-            folder.mkdir(parents=True)
-            rng = np.random.default_rng(0)
-            (folder / "1.txt").write_text("".join(rng.choice(list(letters), 1500)))
-    return tmp_path / "corpora"
+    return tiny.corpora(tmp_path / "corpora", {"a": "abc ", "b": "xyz\n"}, 1500)
 
 
 def test_units_of_other_layers_are_kept_apart(corpora, tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -86,3 +87,13 @@ def save(folder: Path, model, tokens=None) -> Path:
     model.save_pretrained(folder)
     (tokens or tokenizer()).save_pretrained(folder)
     return folder
+
+
+def corpora(root, letters, size):
+    """A folder for each domain, with one train and one held-out text of ``size`` of its letters."""
+    for domain, alphabet in letters.items():
+        for part in ("train", "heldout"):
+            folder = root / domain / part
+            folder.mkdir(parents=True)
+            (folder / "1.txt").write_text("".join(np.random.default_rng(0).choice(list(alphabet), size)))
+    return root

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from nab.learners.border import checked, checked_arms, checked_losses, whole, zeros
+from nab.learners.border import checked, checked_arms, checked_losses, checked_rate, whole, zeros
 from nab.learners.columns import greatest, least, total
 from nab.learners.hedge import Hedge, HedgeState, softmin
 from nab.types import Floats
@@ -205,19 +205,20 @@ def _exp3_rate(rate: float | None, state: HedgeState) -> float:
     return rate or sqrt(log(n) / ((state.rounds + 1) * n))
 
 
-def _exp3_law(rate: float, state: HedgeState) -> Floats:
-    return softmin(state.losses, rate, state.prior)
+def _exp3_law(rate: float | None, state: HedgeState) -> Floats:
+    """Softmin of the estimated losses at the rate of the coming round."""
+    return softmin(state.losses, _exp3_rate(rate, state), state.prior)
 
 
 def _estimated(
-    rate: float, optimism: float, state: HedgeState, arm: ArrayLike, loss: ArrayLike
+    rate: float | None, optimism: float, state: HedgeState, arm: ArrayLike, loss: ArrayLike
 ) -> HedgeState:
-    """Add ``loss / (p + optimism)`` to the played arm's sum, p its probability by the state's own law.
+    """Add ``loss / (p + optimism rate_t)`` to the played arm's sum, p its probability by the state's own law.
 
     A p below 1e-100, of which no draw ever comes, counts as 1e-100, so that no sum overflows.
     """
     cells, new = _seen(arm, loss, state.losses.shape)
-    chance = _exp3_law(rate, state).reshape(-1)[cells] + optimism
+    chance = _exp3_law(rate, state).reshape(-1)[cells] + optimism * _exp3_rate(rate, state)
     sums = _added(state.losses, cells, new / np.maximum(chance, 1e-100))
     sums -= least(sums)
     return HedgeState(sums, state.rounds + 1, state.prior)
@@ -248,8 +249,7 @@ class EXP3:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rate is not None:
-            checked("rate", self.rate)
+        checked_rate(self.rate)
 
     def init(self, n: int, batch: int | None = None) -> HedgeState:
         """No loss yet; the first law is uniform."""
@@ -257,11 +257,11 @@ class EXP3:
 
     def probs(self, state: HedgeState) -> Floats:
         """Softmin of the estimated losses at the rate of the coming round."""
-        return _exp3_law(_exp3_rate(self.rate, state), state)
+        return _exp3_law(self.rate, state)
 
     def update(self, state: HedgeState, arm: ArrayLike, loss: ArrayLike) -> HedgeState:
         """Add the estimate of the loss; the arm was drawn from ``probs(state)``."""
-        return _estimated(_exp3_rate(self.rate, state), 0, state, arm, loss)
+        return _estimated(self.rate, 0, state, arm, loss)
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,7 @@ class EXP3IX:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rate is not None:
-            checked("rate", self.rate)
+        checked_rate(self.rate)
 
     def init(self, n: int, batch: int | None = None) -> HedgeState:
         """No loss yet; the first law is uniform."""
@@ -297,12 +296,11 @@ class EXP3IX:
 
     def probs(self, state: HedgeState) -> Floats:
         """Softmin of the estimated losses at the rate of the coming round."""
-        return _exp3_law(_exp3_rate(self.rate, state), state)
+        return _exp3_law(self.rate, state)
 
     def update(self, state: HedgeState, arm: ArrayLike, loss: ArrayLike) -> HedgeState:
         """Add the estimate of the loss; the arm was drawn from ``probs(state)``."""
-        rate = _exp3_rate(self.rate, state)
-        return _estimated(rate, rate / 2, state, arm, loss)
+        return _estimated(self.rate, 0.5, state, arm, loss)
 
 
 @dataclass(frozen=True)
@@ -335,11 +333,11 @@ class EXP3Spec:
 
     def probs(self, state: HedgeState) -> Floats:
         """Law of ``EXP3()``."""
-        return EXP3().probs(state)
+        return _exp3_law(None, state)
 
     def update(self, state: HedgeState, arm: ArrayLike, loss: ArrayLike) -> HedgeState:
         """Add the estimate of the loss; the arm was drawn from ``probs(state)``."""
-        return EXP3().update(state, arm, loss)
+        return _estimated(None, 0, state, arm, loss)
 
 
 class ThompsonState(NamedTuple):

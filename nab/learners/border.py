@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from nab.learners.columns import every, inner
 from nab.types import Floats, as_floats
 
-ONE = int(np.float64(1).view(np.uint64))
-"""Bits of 1.0. A float64 is in [0, 1], and not -0.0, if its bits as an unsigned integer are at most these."""
+BITS_OF_ONE = int(np.float64(1).view(np.uint64))
+"""A float64 is in [0, 1], and not -0.0, if its bits, as an unsigned integer, are at most these."""
 
 
 def whole(name: str, value: int, least: int) -> None:
@@ -52,6 +52,12 @@ def checked_prior(prior: ArrayLike | None, n: int, batch: int | None) -> Floats:
     return law if law.shape == shape else law[:, None]
 
 
+def check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless ``array`` has this shape."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+
+
 def checked_losses(losses: ArrayLike, shape: tuple[int, ...]) -> Floats:
     """``losses`` as float64 of this shape.
 
@@ -59,10 +65,9 @@ def checked_losses(losses: ArrayLike, shape: tuple[int, ...]) -> Floats:
         ValueError: on another shape, or any value that is not in [0, 1] (NaN included).
     """
     array = as_floats(losses)
-    if array.shape != shape:
-        raise ValueError(f"losses must have shape {shape}, got {array.shape}")
+    check_shape("losses", array, shape)
     bits = array.view(np.uint64)
-    if bits.item(bits.argmax()) > ONE:
+    if bits.item(bits.argmax()) > BITS_OF_ONE:
         outside = array[~((array >= 0) & (array <= 1))]
         if outside.size:
             raise ValueError(f"losses must lie in [0, 1], got {outside[0]}")
@@ -76,8 +81,7 @@ def checked_played(played: ArrayLike, shape: tuple[int, ...]) -> Floats:
         ValueError: on another shape.
     """
     array = as_floats(played)
-    if array.shape != shape:
-        raise ValueError(f"played must have shape {shape}, got {array.shape}")
+    check_shape("played", array, shape)
     return array
 
 
@@ -100,8 +104,7 @@ def checked_arms(arm: ArrayLike, n: int, batch: tuple[int, ...]) -> NDArray[np.i
         ValueError: on another shape, or an arm outside 0 .. n - 1.
     """
     arms = np.asarray(arm)
-    if arms.shape != batch:
-        raise ValueError(f"arm must have shape {batch}, got {arms.shape}")
+    check_shape("arm", arms, batch)
     if arms.dtype.kind not in "iu":
         raise ValueError(f"arm must be an integer, got {arm!r}")
     low, high = arms.item(arms.argmin()), arms.item(arms.argmax())
@@ -114,3 +117,9 @@ def checked(name: str, value: float, low: float = 0, high: float = inf, *, close
     """Raise ValueError unless ``low < value < high``, or ``low < value <= high`` where ``closed``."""
     if not (low < value < high or (closed and value == high)):
         raise ValueError(f"{name} must lie in ({low}, {high}{']' if closed else ')'}, got {value}")
+
+
+def checked_rate(rate: float | None) -> None:
+    """Raise ValueError unless ``rate`` is None or a finite number above 0."""
+    if rate is not None:
+        checked("rate", rate)

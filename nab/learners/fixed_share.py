@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked, checked_losses, checked_prior, zeros
+from nab.learners.border import checked, checked_losses, checked_prior, checked_rate, zeros
 from nab.learners.columns import least, total
 from nab.types import Floats
 
@@ -49,8 +49,7 @@ class FixedShare:
 
     def __post_init__(self) -> None:
         checked("share", self.share, high=1, closed=True)
-        if self.rate is not None:
-            checked("rate", self.rate)
+        checked_rate(self.rate)
 
     def init(self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None) -> FixedShareState:
         """The first law is the prior, by default uniform."""

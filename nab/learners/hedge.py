@@ -9,7 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked, checked_losses, checked_played, checked_prior, mean_loss, zeros
+from nab.learners.border import (
+    checked,
+    checked_losses,
+    checked_played,
+    checked_prior,
+    checked_rate,
+    mean_loss,
+    zeros,
+)
 from nab.learners.columns import greatest, least, total
 from nab.types import Floats
 
@@ -58,8 +66,7 @@ class Hedge:
     discount: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.rate is not None:
-            checked("rate", self.rate)
+        checked_rate(self.rate)
         checked("discount", self.discount, high=1, closed=True)
 
     def init(self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None) -> HedgeState:
@@ -73,11 +80,16 @@ class Hedge:
 
     def update(self, state: HedgeState, losses: ArrayLike, played: ArrayLike | None = None) -> HedgeState:
         """Add the losses; ``played`` does not matter to Hedge."""
-        past, rounds, prior = state
-        new = checked_losses(losses, past.shape)
-        sums = past + new if self.discount == 1 else past * self.discount + new
-        sums -= least(sums)
-        return HedgeState(sums, self.discount * rounds + 1, prior)
+        return _summed(state, losses, self.discount)
+
+
+def _summed(state: HedgeState, losses: ArrayLike, discount: float) -> HedgeState:
+    """The state with the losses added."""
+    past, rounds, prior = state
+    new = checked_losses(losses, past.shape)
+    sums = past + new if discount == 1 else past * discount + new
+    sums -= least(sums)
+    return HedgeState(sums, discount * rounds + 1, prior)
 
 
 class OptimisticHedgeState(NamedTuple):
@@ -116,8 +128,7 @@ class OptimisticHedge:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rate is not None:
-            checked("rate", self.rate)
+        checked_rate(self.rate)
 
     def init(
         self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None
@@ -229,4 +240,4 @@ class FollowTheLeader:
 
     def update(self, state: HedgeState, losses: ArrayLike, played: ArrayLike | None = None) -> HedgeState:
         """Add the losses; ``played`` does not matter."""
-        return Hedge().update(state, losses)
+        return _summed(state, losses, 1.0)

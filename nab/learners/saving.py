@@ -42,20 +42,21 @@ def restored(like: State, values: Mapping[str, Any]) -> State:
 
 def _items(name: str, part: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(part, tuple):
-        keys = getattr(part, "_fields", range(len(part)))
-        for key, value in zip(keys, part, strict=True):
-            yield from _items(f"{name}.{key}" if name else f"{key}", value)
+        for place, value in _parts(name, part):
+            yield from _items(place, value)
     else:
         yield name, np.asarray(part)
 
 
+def _parts(name: str, part: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    """Full names and values of a state's fields, or of a tuple's places."""
+    for key, value in zip(getattr(part, "_fields", range(len(part))), part, strict=True):
+        yield f"{name}.{key}" if name else f"{key}", value
+
+
 def _rebuilt(name: str, like: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(like, tuple):
-        keys = getattr(like, "_fields", range(len(like)))
-        parts = [
-            _rebuilt(f"{name}.{key}" if name else f"{key}", value, values)
-            for key, value in zip(keys, like, strict=True)
-        ]
+        parts = [_rebuilt(place, value, values) for place, value in _parts(name, like)]
         return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
     if isinstance(like, int | float):
         return type(like)(values[name])

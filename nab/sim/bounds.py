@@ -10,6 +10,7 @@ Each function says who proved it: **published**, with its number; **derived**, p
 
 from __future__ import annotations
 
+from functools import cache
 from math import log, log1p, pi, sqrt
 
 import numpy as np
@@ -322,9 +323,12 @@ def squint_potential(regret: ArrayLike, variance: ArrayLike, prior: ArrayLike | 
     """
     R, V = as_floats(regret)[:, None], as_floats(variance)[:, None]
     weights = np.full(len(R), 1 / len(R)) if prior is None else as_floats(prior)
-    nodes, masses = np.polynomial.legendre.leggauss(400)
+    nodes, masses = _quadrature(400)
     eta = nodes / 4 + 0.25
     return float(weights @ (np.expm1(eta * R - eta**2 * V) / eta @ masses) / 4)
+
+
+_quadrature = cache(np.polynomial.legendre.leggauss)
 
 
 # Bandits
