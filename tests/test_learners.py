@@ -53,13 +53,13 @@ LEARNERS = {
 }
 every_learner = pytest.mark.parametrize("learner", LEARNERS.values(), ids=LEARNERS.keys())
 
-dyadic = st.integers(0, 64).map(lambda k: k / 64)  # sums of these are exact in floats
-
 
 @st.composite
 def loss_matrices(draw, max_rounds=30, max_n=5):
-    n = draw(st.integers(2, max_n))
-    return np.array(draw(st.lists(st.lists(dyadic, min_size=n, max_size=n), min_size=1, max_size=max_rounds)))
+    """Multiples of 1/64, whose sums are exact in floats."""
+    n, rounds = draw(st.integers(2, max_n)), draw(st.integers(1, max_rounds))
+    codes = draw(st.binary(min_size=rounds * n, max_size=rounds * n))
+    return (np.frombuffer(codes, np.uint8) % 65 / 64).reshape(rounds, n)
 
 
 def laws_of(learner, losses, **kwargs):
@@ -241,8 +241,11 @@ def test_bad_starts_are_named(learner, arguments, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nab.Hedge(rate=0.0), r"rate must lie in \(0, inf\), got 0.0"),
+        (lambda: nab.Hedge(rate=0.0), r"rate must lie in \(0, 1e\+300\], got 0.0"),
         (lambda: nab.Hedge(rate=float("inf")), "rate.*got inf"),
+        (lambda: nab.Hedge(rate=1e301), r"rate must lie in \(0, 1e\+300\], got 1e\+301"),
+        (lambda: nab.Hedge(rate="fast"), "rate.*got fast"),
+        (lambda: nab.Hedge(discount=None), "discount.*got None"),
         (lambda: nab.Hedge(rate=float("nan")), "rate.*got nan"),
         (lambda: OptimisticHedge(rate=-1.0), "rate.*got -1.0"),
         (lambda: nab.NormalHedge(discount=0.0), r"discount must lie in \(0, 1\], got 0.0"),
@@ -260,14 +263,15 @@ def test_bad_parameters_are_named(make, message):
         make()
 
 
-@pytest.mark.parametrize("learner", [nab.NormalHedge(), AdaNormalHedge(), Squint(), AdaHedge()], ids=str)
+@every_learner
 @pytest.mark.parametrize(
     ("played", "message"),
     [
         ([0.2, 0.3, 0.5], r"played must have shape \(2,\), got \(3,\)"),
-        ([20.0, 30.0], "played must be a law, but has a mean loss of 30.0"),
-        ([1.0, -1.0], "played must be a law, but has a mean loss of -1.0"),
-        ([float("nan"), 1.0], "played must be a law, but has a mean loss of nan"),
+        ([0.5, 0.4], "played must be a law, with sum 1 over drafters, got 0.9"),
+        ([20.0, 30.0], "played must be a law, with sum 1 over drafters, got 50.0"),
+        ([1.5, -0.5], "played must be a law, with no entry below 0, got -0.5"),
+        ([float("nan"), 1.0], "played must be a law, with no entry below 0, got nan"),
     ],
 )
 def test_bad_laws_are_named(learner, played, message):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked_losses, checked_played, checked_prior, mean_loss, zeros
+from nab.learners.border import checked_prior, regret_step, zeros
 from nab.learners.columns import ONE, THREE, ZERO, every, greatest, total
 from nab.types import Floats
 
@@ -58,14 +58,8 @@ class AdaNormalHedge:
         self, state: AdaNormalHedgeState, losses: ArrayLike, played: ArrayLike | None = None
     ) -> AdaNormalHedgeState:
         """Add the regret of the law that was played, by default ``probs(state)``."""
-        step = _step(self.probs(state) if played is None else played, losses, state.regret.shape)
+        step = regret_step(self, state, losses, played, state.regret.shape)
         return AdaNormalHedgeState(state.regret + step, state.spread + np.abs(step), state.prior)
-
-
-def _step(played: ArrayLike, losses: ArrayLike, shape: tuple[int, ...]) -> Floats:
-    """Regret of one round: ``<played, losses> - losses_i``."""
-    new = checked_losses(losses, shape)
-    return np.asarray(mean_loss(checked_played(played, shape), new) - new)
 
 
 def _exponents(regret: Floats, spread: Floats) -> tuple[Floats, Floats]:
@@ -145,7 +139,7 @@ class AdaNormalHedgeTV:
         self, state: AdaNormalHedgeTVState, losses: ArrayLike, played: ArrayLike | None = None
     ) -> AdaNormalHedgeTVState:
         """Add the regret of the law that was played, by default ``probs(state)``; restart what is due."""
-        step = _step(self.probs(state) if played is None else played, losses, state.regret.shape[1:])
+        step = regret_step(self, state, losses, played, state.regret.shape[1:])
         regret, spread, coming = state.regret + step, state.spread + np.abs(step), state.rounds + 2
         due = (coming & -coming).bit_length()
         if due > len(regret):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from math import inf
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nab.learners.columns import every, inner
-from nab.types import Floats, as_floats
+from nab.learners.columns import every, inner, least, total
+from nab.types import Floats, Learner, as_floats
 
 BITS_OF_ONE = int(np.float64(1).view(np.uint64))
 """A float64 is in [0, 1], and not -0.0, if its bits, as an unsigned integer, are at most these."""
@@ -78,23 +78,25 @@ def checked_played(played: ArrayLike, shape: tuple[int, ...]) -> Floats:
     """The law that was in force when a round was decided, as float64 of this shape.
 
     Raises:
-        ValueError: on another shape.
+        ValueError: on another shape, an entry below 0 (NaN included), or a sum other than 1 (to 1e-6, as a
+            law may come from a device's float32).
     """
-    array = as_floats(played)
-    check_shape("played", array, shape)
-    return array
+    law = as_floats(played)
+    check_shape("played", law, shape)
+    if not every((low := least(law)) >= 0):
+        raise ValueError(f"played must be a law, with no entry below 0, got {low}")
+    if not every(abs((mass := total(law)) - 1) <= 1e-6):
+        raise ValueError(f"played must be a law, with sum 1 over drafters, got {mass}")
+    return law
 
 
-def mean_loss(played: Floats, losses: Floats) -> Any:
-    """``<played, losses>``, ``()`` or ``(batch,)``.
-
-    Raises:
-        ValueError: if that is no number in [0, 1] (to 1e-6), so that ``played`` can be no law.
-    """
-    mean = inner(played, losses)
-    if not every(abs(mean - 0.5) <= 0.500001):
-        raise ValueError(f"played must be a law, but has a mean loss of {mean}, outside [0, 1]")
-    return mean
+def regret_step(
+    learner: Learner[Any], state: Any, losses: ArrayLike, played: ArrayLike | None, shape: tuple[int, ...]
+) -> Floats:
+    """One round's ``<played, losses> - losses_i``; what was played is by default ``probs(state)``."""
+    new = checked_losses(losses, shape)
+    law = learner.probs(state) if played is None else checked_played(played, shape)
+    return np.asarray(inner(law, new) - new)
 
 
 def checked_arms(arm: ArrayLike, n: int, batch: tuple[int, ...]) -> NDArray[np.intp]:
@@ -115,11 +117,11 @@ def checked_arms(arm: ArrayLike, n: int, batch: tuple[int, ...]) -> NDArray[np.i
 
 def checked(name: str, value: float, low: float = 0, high: float = inf, *, closed: bool = False) -> None:
     """Raise ValueError unless ``low < value < high``, or ``low < value <= high`` where ``closed``."""
-    if not (low < value < high or (closed and value == high)):
+    if not isinstance(value, Real) or not (low < value < high or (closed and value == high)):
         raise ValueError(f"{name} must lie in ({low}, {high}{']' if closed else ')'}, got {value}")
 
 
 def checked_rate(rate: float | None) -> None:
-    """Raise ValueError unless ``rate`` is None or a finite number above 0."""
+    """Raise ValueError unless ``rate`` is None or in (0, 1e300], where ``rate * loss`` is finite."""
     if rate is not None:
-        checked("rate", rate)
+        checked("rate", rate, high=1e300, closed=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked, checked_losses, checked_prior, checked_rate, zeros
+from nab.learners.border import checked, checked_losses, checked_played, checked_prior, checked_rate, zeros
 from nab.learners.columns import least, total
 from nab.types import Floats
 
@@ -32,8 +32,8 @@ class FixedShare:
 
     Args:
         share: in (0, 1]; about one over the rounds between changes.
-        rate: learning rate above 0. None is ``sqrt(8 k)``, k the nats that the prior over sequences charges a
-            round where a switch comes every ``1 / share`` rounds: the best constant rate there.
+        rate: learning rate, in (0, 1e300]. None is ``sqrt(8 k)``, k the nats that the prior over sequences
+            charges a round where a switch comes every ``1 / share`` rounds: the best constant rate there.
 
     Raises:
         ValueError: on a share or rate outside its range.
@@ -65,6 +65,8 @@ class FixedShare:
     ) -> FixedShareState:
         """Weigh by the losses, then share; ``played`` does not matter."""
         new = checked_losses(losses, state.law.shape)
+        if played is not None:
+            checked_played(played, new.shape)
         rate = self.rate or tuned_rate(self.share, len(new))
         weights = state.law * np.exp(-rate * (new - least(new)))
         weights *= (1 - self.share) / total(weights)

@@ -15,10 +15,9 @@ from nab.learners.border import (
     checked_played,
     checked_prior,
     checked_rate,
-    mean_loss,
     zeros,
 )
-from nab.learners.columns import greatest, least, total
+from nab.learners.columns import greatest, inner, least, total
 from nab.types import Floats
 
 
@@ -47,9 +46,9 @@ class Hedge:
     """Exponential weights: ``p_i ~ prior_i exp(-rate L_i)``.
 
     Args:
-        rate: learning rate above 0, with regret at most ``ln n / rate + rate T / 8`` (Cesa-Bianchi and Lugosi
-            2006, Thm 2.2). None is the anytime rate ``sqrt(8 ln n / t)`` of round t, with regret at most
-            ``ln n / rate_T + sum_t rate_t / 8 <= 1.0607 sqrt(T ln n)``.
+        rate: learning rate, in (0, 1e300], with regret at most ``ln n / rate + rate T / 8`` (Cesa-Bianchi and
+            Lugosi 2006, Thm 2.2). None is the anytime rate ``sqrt(8 ln n / t)`` of round t, with regret at
+            most ``ln n / rate_T + sum_t rate_t / 8 <= 1.0607 sqrt(T ln n)``.
         discount: in (0, 1]; past losses are multiplied by it every round, so that the learner forgets
             (``nab.sim.bounds.hedge_discounted``).
 
@@ -80,13 +79,15 @@ class Hedge:
 
     def update(self, state: HedgeState, losses: ArrayLike, played: ArrayLike | None = None) -> HedgeState:
         """Add the losses; ``played`` does not matter to Hedge."""
-        return _summed(state, losses, self.discount)
+        return _summed(state, losses, played, self.discount)
 
 
-def _summed(state: HedgeState, losses: ArrayLike, discount: float) -> HedgeState:
+def _summed(state: HedgeState, losses: ArrayLike, played: ArrayLike | None, discount: float) -> HedgeState:
     """The state with the losses added."""
     past, rounds, prior = state
     new = checked_losses(losses, past.shape)
+    if played is not None:
+        checked_played(played, past.shape)
     sums = past + new if discount == 1 else past * discount + new
     sums -= least(sums)
     return HedgeState(sums, discount * rounds + 1, prior)
@@ -114,11 +115,11 @@ class OptimisticHedge:
     and Sridharan 2013, Syrgkanis et al. 2015 for the last loss as hint).
 
     Args:
-        rate: learning rate above 0. None is ``2 sqrt(ln n / (4 + sum_{s<t} r_s^2))``, with regret at most
-            ``sqrt(ln n (4 + sum_t r_t^2))`` for hints in [0, 1] (``nab.sim.bounds.optimistic_hedge``).
+        rate: learning rate, in (0, 1e300]. None is ``2 sqrt(ln n / (4 + sum_{s<t} r_s^2))``, with regret at
+            most ``sqrt(ln n (4 + sum_t r_t^2))`` for hints in [0, 1] (``nab.sim.bounds.optimistic_hedge``).
 
     Raises:
-        ValueError: on a rate that is not above 0.
+        ValueError: on a rate outside its range.
 
     >>> learner = OptimisticHedge(rate=1.0)
     >>> learner.probs(learner.hinted(learner.init(2), [0.0, 1.0])).round(3).tolist()
@@ -152,6 +153,8 @@ class OptimisticHedge:
     ) -> OptimisticHedgeState:
         """Add the losses, which become the next hint; ``played`` does not matter."""
         new = checked_losses(losses, state.losses.shape)
+        if played is not None:
+            checked_played(played, new.shape)
         sums = state.losses + new
         sums -= least(sums)
         miss = new - state.hint
@@ -202,7 +205,7 @@ class AdaHedge:
         sums -= best
         before, after = _log_mean(state.losses, rate, state.prior), _log_mean(sums, rate, state.prior)
         mix = best + (before - after) / rate
-        gap = state.gap + np.maximum(mean_loss(law, new) - mix, 0)
+        gap = state.gap + np.maximum(inner(law, new) - mix, 0)
         return AdaHedgeState(sums, np.asarray(gap), state.prior)
 
     def _rate(self, state: AdaHedgeState) -> Floats:
@@ -240,4 +243,4 @@ class FollowTheLeader:
 
     def update(self, state: HedgeState, losses: ArrayLike, played: ArrayLike | None = None) -> HedgeState:
         """Add the losses; ``played`` does not matter."""
-        return _summed(state, losses, 1.0)
+        return _summed(state, losses, played, 1.0)

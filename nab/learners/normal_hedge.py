@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked, checked_losses, checked_played, checked_prior, mean_loss, zeros
+from nab.learners.border import checked, checked_losses, checked_played, checked_prior, zeros
 from nab.learners.columns import ONE, ZERO, every, greatest, inner, ln, total
 from nab.types import Floats
 
@@ -136,7 +136,7 @@ def _next(
     if played is not None:
         law = checked_played(played, past.shape)
     regret = past - new if discount == 1 else past * discount - new
-    regret += mean_loss(law, new)
+    regret += inner(law, new)
     rounds = discount * rounds + 1
     return NormalHedgeState(regret, rounds, *solved(regret, rounds, scale, prior, level), prior)
 

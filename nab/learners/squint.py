@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import erf, erfcx
 
-from nab.learners.border import checked_losses, checked_played, checked_prior, mean_loss, zeros
+from nab.learners.border import checked_prior, regret_step, zeros
 from nab.learners.columns import every, greatest, total
 from nab.types import Floats
 
@@ -57,9 +57,7 @@ class Squint:
 
     def update(self, state: SquintState, losses: ArrayLike, played: ArrayLike | None = None) -> SquintState:
         """Add the regret of the law that was played, by default ``probs(state)``."""
-        new = checked_losses(losses, state.regret.shape)
-        law = self.probs(state) if played is None else checked_played(played, new.shape)
-        step = mean_loss(law, new) - new
+        step = regret_step(self, state, losses, played, state.regret.shape)
         return SquintState(state.regret + step, state.variance + step * step, state.prior)
 
 

@@ -5,23 +5,62 @@ Losses in [0, 1], natural logarithms. Regret against drafter i is
 ``rounds``: rounds, eps: the share of drafters that the comparator stands for (1 / n: the best one).
 
 Each function says who proved it: **published**, with its number; **derived**, proof in docs/theory.md; or
-**conjecture**: supported by search alone, good as a guard, no theorem.
+**conjecture**: supported by search alone, good as a guard, no theorem. A value outside its range raises
+ValueError.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from math import log, log1p, pi, sqrt
+from collections.abc import Callable
+from functools import cache, wraps
+from inspect import signature
+from math import inf, log, log1p, pi, sqrt
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
+from nab.learners.border import checked, whole
 from nab.types import Floats, as_floats
+
+COUNTS = {"n": 1, "rounds": 1, "size": 1, "delay": 0, "switches": 0, "level": 0}
+"""Whole numbers, and the least of each, whatever the theorem."""
+OPEN = {"rate": inf, "scale": inf, "clock": inf, "start": inf, "delta": 1}
+"""Numbers above 0 and below this."""
+SHARES = {"eps", "share", "discount"}
+"""Numbers in (0, 1]."""
+SIZES = {"divergence", "ranges", "outstanding", "spread", "misses", "moves", "gap", "gaps", "variance"}
+"""Numbers or arrays, nowhere below 0."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def theorem(bound: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Checks arguments by their names, which mean the same in every theorem."""
+    named = signature(bound)
+
+    @wraps(bound)
+    def stated(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        for name, value in named.bind(*args, **kwargs).arguments.items():
+            if name in COUNTS:
+                whole(name, value, COUNTS[name])
+            elif name in OPEN:
+                checked(name, value, high=OPEN[name])
+            elif name in SHARES:
+                checked(name, value, high=1, closed=True)
+            elif name in SIZES and not (as_floats(value) >= 0).all():
+                raise ValueError(f"{name} must not be below 0, got {value}")
+        return bound(*args, **kwargs)
+
+    return stated
+
 
 # Exponential weights
 
 
+@theorem
 def master(divergence: float, rates: ArrayLike, ranges: ArrayLike) -> float:
     """Exponential weights with hints: ``KL(q, prior) / rate_T + sum_t rate_t range_t^2 / 8``.
 
@@ -50,6 +89,7 @@ def _falling(rates: ArrayLike) -> Floats:
     return eta
 
 
+@theorem
 def hedge(n: int, rounds: int, rate: float) -> float:
     """Hedge at a fixed rate: ``ln n / rate + rate T / 8``.
 
@@ -58,6 +98,7 @@ def hedge(n: int, rounds: int, rate: float) -> float:
     return log(n) / rate + rate * rounds / 8
 
 
+@theorem
 def hedge_tuned(n: int, rounds: int) -> float:
     """Hedge at the best fixed rate ``sqrt(8 ln n / T)``: ``sqrt(T ln n / 2)``.
 
@@ -66,6 +107,7 @@ def hedge_tuned(n: int, rounds: int) -> float:
     return sqrt(rounds * log(n) / 2)
 
 
+@theorem
 def hedge_anytime(n: int, rounds: int) -> float:
     """Hedge at rates ``sqrt(8 ln n / t)``: ``ln n / rate_T + sum_t rate_t / 8 <= 1.0607 sqrt(T ln n)``.
 
@@ -76,6 +118,7 @@ def hedge_anytime(n: int, rounds: int) -> float:
     return master(log(n), np.sqrt(8 * log(n) / np.arange(1, rounds + 1)), np.ones(rounds))
 
 
+@theorem
 def hedge_root(n: int, rounds: int) -> float:
     """Hedge at rates ``2 sqrt(ln n / t)``: ``sqrt(T ln n)``.
 
@@ -84,6 +127,7 @@ def hedge_root(n: int, rounds: int) -> float:
     return sqrt(rounds * log(n))
 
 
+@theorem
 def hedge_discounted(n: int, discount: float, rates: ArrayLike) -> float:
     """Discounted Hedge's discounted regret: ``g ln n / rate_T + sum_t g^(T-t) rate_t / 8g``, g the discount.
 
@@ -100,6 +144,7 @@ def hedge_discounted(n: int, discount: float, rates: ArrayLike) -> float:
     return float(discount * log(n) / eta[-1] + (weights * eta).sum() / (8 * discount))
 
 
+@theorem
 def hedge_delayed(n: int, rate: float, outstanding: ArrayLike) -> float:
     """One Hedge with late feedback: ``ln n / rate + (rate / 8) sum_t (1 + 2 outstanding_t)``.
 
@@ -114,23 +159,28 @@ def hedge_delayed(n: int, rate: float, outstanding: ArrayLike) -> float:
     return float(log(n) / rate + rate * (1 + 2 * as_floats(outstanding)).sum() / 8)
 
 
+@theorem
 def interleaved(n: int, rounds: int, delay: int, rate: float) -> float:
     """``delay + 1`` Hedges taking turns: ``(d + 1) ln n / rate + rate T / 8``.
 
-    Tuned: ``sqrt((d + 1) T ln n / 2)``, which is not true of one instance with that delay. **Published**:
-    Weinberger and Ordentlich 2002.
+    Tuned: ``sqrt((d + 1) T ln n / 2)``, which is not true of one instance with that delay. **Derived**:
+    ``hedge`` for each instance on its own rounds; the idea is Weinberger and Ordentlich's (2002).
     """
     return (delay + 1) * log(n) / rate + rate * rounds / 8
 
 
+@theorem
 def blocks(n: int, rounds: int, size: int, rate: float) -> float:
     """Hedge on the means of blocks, T a multiple of ``size``: ``size ln n / rate + rate T / 8``.
 
     **Derived**: regret is ``size`` times that of ``T / size`` rounds; tuned ``sqrt(size T ln n / 2)``.
     """
+    if rounds % size:
+        raise ValueError(f"rounds must be a multiple of size {size}, got {rounds}")
     return size * log(n) / rate + rate * rounds / 8
 
 
+@theorem
 def optimistic_hedge(n: int, spread: float) -> float:
     """OptimisticHedge at its own rate: ``sqrt(ln n (4 + spread))``, hints in [0, 1].
 
@@ -140,11 +190,12 @@ def optimistic_hedge(n: int, spread: float) -> float:
     return sqrt(log(n) * (4 + spread))
 
 
+@theorem
 def optimistic_stability(n: int, rate: float, misses: ArrayLike, moves: ArrayLike) -> float:
     """Regret bounded by variation in utilities (RVU) of optimistic Hedge at a fixed rate.
 
     ``ln n / rate + rate sum_t max_i |l_t - hint_t|^2 - sum_t |p_t - p_{t-1}|_1^2 / 4 rate``. **Published**:
-    Syrgkanis, Agarwal, Luo, Schapire 2015, for the last loss as hint.
+    Syrgkanis, Agarwal, Luo, Schapire 2015, Prop. 7, for the last loss as hint.
 
     Args:
         n: drafters.
@@ -157,16 +208,20 @@ def optimistic_stability(n: int, rate: float, misses: ArrayLike, moves: ArrayLik
     )
 
 
+@theorem
 def fixed_share(n: int, rounds: int, switches: int, share: float, rate: float) -> float:
     """FixedShare against the best sequence of drafters with m switches.
 
     ``[ln n + m ln(n / share) - (T - 1 - m) ln(1 - share + share / n)] / rate + rate T / 8``. **Derived**:
     Hedge over sequences; as Herbster and Warmuth 1998.
     """
+    if switches >= rounds:
+        raise ValueError(f"switches must be below rounds, {rounds}, got {switches}")
     price = log(n) + switches * log(n / share) - (rounds - 1 - switches) * log1p(-share + share / n)
     return price / rate + rate * rounds / 8
 
 
+@theorem
 def switches(rate: float, ranges: ArrayLike) -> float:
     """Expected switches of Hedge's choice under maximal coupling: ``(rate / 4) sum_t range(l_t)``.
 
@@ -178,6 +233,7 @@ def switches(rate: float, ranges: ArrayLike) -> float:
 # Learners without a rate
 
 
+@theorem
 def ada_hedge_gap(gap: float) -> float:
     """AdaHedge: ``R <= 2 gap``, the gap between its losses and its mix losses.
 
@@ -186,6 +242,7 @@ def ada_hedge_gap(gap: float) -> float:
     return 2 * gap
 
 
+@theorem
 def ada_hedge_variance(n: int, variance: float) -> float:
     """AdaHedge: ``2 sqrt(V ln n) + (4/3) ln n + 2``.
 
@@ -195,14 +252,16 @@ def ada_hedge_variance(n: int, variance: float) -> float:
     return 2 * sqrt(variance * log(n)) + 4 / 3 * log(n) + 2
 
 
+@theorem
 def ada_hedge(n: int, rounds: int) -> float:
     """AdaHedge in the worst case: ``sqrt(T ln n) + (4/3) ln n + 2``.
 
-    **Published**: de Rooij et al. 2014; the variance of a loss in [0, 1] is at most 1/4.
+    **Derived**: ``ada_hedge_variance``, as the variance of a loss in [0, 1] is at most 1/4.
     """
     return ada_hedge_variance(n, rounds / 4)
 
 
+@theorem
 def normal_hedge(scale: float, eps: float) -> float:
     """NormalHedge: the regret against the eps-quantile is at most ``sqrt(2 c (1 + ln 1 / eps))``.
 
@@ -212,6 +271,7 @@ def normal_hedge(scale: float, eps: float) -> float:
     return sqrt(2 * scale * (1 + log(1 / eps)))
 
 
+@theorem
 def normal_hedge_theorem(n: int, rounds: int, eps: float) -> float:
     """NormalHedge in the worst case, with constants that say little below 10^5 rounds.
 
@@ -226,6 +286,7 @@ def normal_hedge_theorem(n: int, rounds: int, eps: float) -> float:
     return sqrt((1 + log(1 / eps)) * least)
 
 
+@theorem
 def normal_hedge_guard(rounds: int, eps: float, discount: float = 1.0) -> float:
     """NormalHedge: ``c <= 3 W / 8``, so ``sqrt(0.75 W (1 + ln 1 / eps))``.
 
@@ -235,6 +296,7 @@ def normal_hedge_guard(rounds: int, eps: float, discount: float = 1.0) -> float:
     return normal_hedge(3 * weight / 8, eps)
 
 
+@theorem
 def normal_hedge_bh(clock: float, eps: float, start: float = 1.0) -> float:
     """NormalHedgeBH, against the eps-quantile: ``sqrt(2 c (ln(c / start) / 2 + ln 1 / eps))``.
 
@@ -244,6 +306,7 @@ def normal_hedge_bh(clock: float, eps: float, start: float = 1.0) -> float:
     return sqrt(2 * clock * (log(clock / start) / 2 + log(1 / eps)))
 
 
+@theorem
 def normal_hedge_bh_clock(variance: float, start: float = 1.0) -> float:
     """NormalHedgeBH's clock: ``c_T <= start + 2 V_T``.
 
@@ -256,6 +319,7 @@ def normal_hedge_bh_clock(variance: float, start: float = 1.0) -> float:
     return start + 2 * variance
 
 
+@theorem
 def ada_normal_hedge_mean(spread: ArrayLike, prior: ArrayLike | None = None) -> float:
     """AdaNormalHedge's mean potential: ``B = 1 + (3/2) sum_i prior_i (1 + ln(1 + C_i))``.
 
@@ -266,6 +330,7 @@ def ada_normal_hedge_mean(spread: ArrayLike, prior: ArrayLike | None = None) -> 
     return float(1 + 1.5 * (weights * (1 + np.log1p(C))).sum())
 
 
+@theorem
 def ada_normal_hedge(n: int, spread: ArrayLike) -> Floats:
     """AdaNormalHedge, against each drafter: ``sqrt(3 C_i (ln n + ln B))``, C_i the sum of ``|r_t,i|``.
 
@@ -274,6 +339,7 @@ def ada_normal_hedge(n: int, spread: ArrayLike) -> Floats:
     return np.sqrt(3 * as_floats(spread) * (log(n) + log(ada_normal_hedge_mean(spread))))
 
 
+@theorem
 def ada_normal_hedge_law(comparator: ArrayLike, spread: ArrayLike) -> float:
     """AdaNormalHedge, against a law u: ``sqrt(3 <u, C> (KL(u, uniform) + ln B + ln(1 + ln n)))``.
 
@@ -286,6 +352,7 @@ def ada_normal_hedge_law(comparator: ArrayLike, spread: ArrayLike) -> float:
     return float(np.sqrt(3 * (u @ C) * logs))
 
 
+@theorem
 def ada_normal_hedge_tv(n: int, spread: ArrayLike, start: int, level: int) -> Floats:
     """AdaNormalHedgeTV on one interval of its cover: ``sqrt(3 C_i ln(n B / q))`` against each drafter.
 
@@ -305,6 +372,7 @@ def ada_normal_hedge_tv(n: int, spread: ArrayLike, start: int, level: int) -> Fl
     return np.sqrt(3 * as_floats(spread) * log(n * (1 + 1.5 * (1 + log1p(longest))) / share))
 
 
+@theorem
 def squint(n: int, rounds: int, variance: ArrayLike) -> Floats:
     """Squint, against each drafter, V_i the sum of squared steps of its regret.
 
@@ -315,6 +383,7 @@ def squint(n: int, rounds: int, variance: ArrayLike) -> Floats:
     return np.sqrt(2 * as_floats(variance)) * (1 + sqrt(2 * log(inside))) + 5 * log(1 + 2 * inside)
 
 
+@theorem
 def squint_potential(regret: ArrayLike, variance: ArrayLike, prior: ArrayLike | None = None) -> float:
     """Squint's potential ``sum_i prior_i int_0^{1/2} (exp(eta R_i - eta^2 V_i) - 1) / eta d eta``: at most 0.
 
@@ -334,6 +403,7 @@ _quadrature = cache(np.polynomial.legendre.leggauss)
 # Bandits
 
 
+@theorem
 def exp3(n: int, rounds: int) -> float:
     """EXP3 at the rate ``sqrt(2 ln n / T n)``: expected pseudo-regret ``sqrt(2 T n ln n)``.
 
@@ -342,6 +412,7 @@ def exp3(n: int, rounds: int) -> float:
     return sqrt(2 * rounds * n * log(n))
 
 
+@theorem
 def exp3_anytime(n: int, rounds: int) -> float:
     """EXP3 at the rates ``sqrt(ln n / t n)``: expected pseudo-regret ``2 sqrt(T n ln n)``.
 
@@ -350,14 +421,18 @@ def exp3_anytime(n: int, rounds: int) -> float:
     return 2 * sqrt(rounds * n * log(n))
 
 
+@theorem
 def exp3_ix(n: int, rounds: int, delta: float) -> float:
     """EXP3-IX at ``rate = 2 gamma = sqrt(2 ln n / n T)``: regret with probability at least ``1 - delta``.
 
     ``2 sqrt(2 n T ln n) + (sqrt(2 n T / ln n) + 1) ln(2 / delta)``. **Published**: Neu 2015, Thm 1.
     """
+    if n == 1:
+        return 0.0
     return 2 * sqrt(2 * n * rounds * log(n)) + (sqrt(2 * n * rounds / log(n)) + 1) * log(2 / delta)
 
 
+@theorem
 def ucb1(gaps: ArrayLike, rounds: int) -> float:
     """UCB1 on independent rewards: ``8 ln T sum_i 1 / gap_i + (1 + pi^2 / 3) sum_i gap_i`` over gaps above 0.
 
@@ -367,6 +442,7 @@ def ucb1(gaps: ArrayLike, rounds: int) -> float:
     return float(8 * log(rounds) * (1 / positive).sum() + (1 + pi**2 / 3) * positive.sum())
 
 
+@theorem
 def thompson(n: int, rounds: int) -> float:
     """Thompson sampling: Bayes regret ``sqrt(n T ln n / 2)``.
 
@@ -378,6 +454,7 @@ def thompson(n: int, rounds: int) -> float:
 # What no learner can beat
 
 
+@theorem
 def full_information_lower(n: int, rounds: int) -> float:
     """``sqrt(T ln n / 2)``: regret that some losses force on every learner, as n and T grow. For plots.
 
@@ -386,6 +463,7 @@ def full_information_lower(n: int, rounds: int) -> float:
     return sqrt(rounds * log(n) / 2)
 
 
+@theorem
 def bandit_lower(n: int, rounds: int) -> float:
     """``min(sqrt(T n), T) / 20``: regret that some losses force on every bandit. For plots.
 

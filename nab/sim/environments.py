@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from nab.sim.play import against
 from nab.types import Floats, Learner
 
 
@@ -51,11 +53,16 @@ def half_mass(law: Floats) -> Floats:
     return losses
 
 
-def adaptive(learner: Learner[Any], n: int, rounds: int, answer: Answer) -> Floats:
-    """The losses, ``(rounds, n)``, that an adversary gives who sees every law before it answers."""
-    state, losses = learner.init(n), np.empty((rounds, n))
-    for t in range(rounds):
-        law = learner.probs(state)
-        losses[t] = answer(law)
-        state = learner.update(state, losses[t], law)
+def adaptive(learner: Learner[Any], n: int, rounds: int, answer: Answer, *, delay: ArrayLike = 0) -> Floats:
+    """The losses, ``(rounds, n)``, that an adversary gives who sees every law before it answers.
+
+    The learner learns of them ``delay`` rounds late, as in ``nab.sim.play``.
+    """
+    losses = np.empty((rounds, n))
+
+    def answered(t: int, law: Floats) -> Floats:
+        losses[t] = given = answer(law)
+        return given
+
+    against(learner, learner.init(n), rounds, answered, delay)
     return losses

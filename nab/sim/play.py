@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,20 +39,28 @@ def play(
     array = as_floats(losses)
     if array.ndim not in (2, 3):
         raise ValueError(f"losses must have shape (rounds, n) or (rounds, n, batch), got {array.shape}")
-    delays = np.asarray(delay)
-    if delays.dtype.kind not in "iu" or delays.shape not in ((), (len(array),)) or (delays < 0).any():
-        raise ValueError(
-            f"delay must be whole rounds, at least 0, one or {len(array)} of them, got {delay!r}"
-        )
-    delays = np.broadcast_to(delays, len(array))
     state = learner.init(*array.shape[1:], prior=prior)
-    laws = np.empty_like(array)
+    return against(learner, state, len(array), lambda t, law: array[t], delay)
+
+
+def against(
+    learner: Learner[Any],
+    state: Any,
+    rounds: int,
+    answer: Callable[[int, Floats], Floats],
+    delay: ArrayLike = 0,
+) -> tuple[Floats, Any]:
+    """``play`` on, from a state, against losses ``answer(t, law)`` that may depend on their round's law."""
+    delays = np.asarray(delay)
+    if delays.dtype.kind not in "iu" or delays.shape not in ((), (rounds,)) or (delays < 0).any():
+        raise ValueError(f"delay must be whole rounds, at least 0, one or {rounds} of them, got {delay!r}")
+    laws = np.empty((rounds, *np.shape(learner.probs(state))))
     due = defaultdict(list)
-    for t, late in enumerate(delays):
+    for t, late in enumerate(np.broadcast_to(delays, rounds)):
         laws[t] = learner.probs(state)
-        due[t + late].append(t)
-        for done in due.pop(t, ()):
-            state = learner.update(state, array[done], laws[done])
+        due[t + late].append((answer(t, laws[t]), laws[t]))
+        for losses, law in due.pop(t, ()):
+            state = learner.update(state, losses, law)
     return laws, state
 
 
