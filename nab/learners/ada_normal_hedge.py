@@ -23,7 +23,7 @@ class AdaNormalHedgeState(NamedTuple):
 
 @dataclass(frozen=True)
 class AdaNormalHedge:
-    """``p_i ~ prior_i (phi(R_i + 1, C_i + 1) - phi(R_i - 1, C_i + 1))``, ``phi(R, C) = exp([R]_+^2 / 3C)``.
+    """``w_i ~ prior_i (phi(R_i + 1, C_i + 1) - phi(R_i - 1, C_i + 1))``, ``phi(R, C) = exp([R]_+^2 / 3C)``.
 
     C_i is the sum of ``|r_t,i|``, the steps of the regret R_i. No parameter; regret against drafter i is at
     most ``sqrt(3 C_i (ln n + ln B))`` with B of order ``ln T`` (Luo and Schapire 2015, Thm 1): small where

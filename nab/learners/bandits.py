@@ -226,9 +226,9 @@ def _estimated(
 
 @dataclass(frozen=True)
 class EXP3:
-    """Hedge on importance-weighted losses: ``p_i ~ exp(-rate_t sum of loss / p over plays of i)``.
+    """Hedge on importance-weighted losses: ``w_i ~ exp(-rate_t sum of loss / w over plays of i)``.
 
-    The estimate ``1{i played} loss / p_i`` has the mean loss_i under the law that drew the arm, so it must be
+    The estimate ``1{i played} loss / w_i`` has the mean loss_i under the law that drew the arm, so it must be
     that of ``probs`` of the same state. Its sums are kept less their minimum. Source: Bubeck and Cesa-Bianchi
     2012, Thm 3.1, without mixing.
 

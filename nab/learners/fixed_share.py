@@ -25,7 +25,7 @@ class FixedShareState(NamedTuple):
 class FixedShare:
     """Hedge that hands a share of all weight back to the prior every round.
 
-    ``p_{t+1} = (1 - share) p_t exp(-rate l_t) / sum + share prior``: exponential weights over all sequences
+    ``w_{t+1} = (1 - share) w_t exp(-rate l_t) / sum + share prior``: exponential weights over all sequences
     of drafters, each switching with probability ``share`` a round. Regret against the best sequence with m
     switches is at most ``[ln n + m ln(n / share) - (T - 1 - m) ln(1 - share + share / n)] / rate + rate T /
     8`` (Herbster and Warmuth 1998; ``nab.sim.bounds.fixed_share``).

@@ -43,7 +43,7 @@ def softmin(losses: Floats, rate: float | Floats, prior: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Hedge:
-    """Exponential weights: ``p_i ~ prior_i exp(-rate L_i)``.
+    """Exponential weights: ``w_i ~ prior_i exp(-rate S_i)``.
 
     Args:
         rate: learning rate, in (0, 1e300], with regret at most ``ln n / rate + rate T / 8`` (Cesa-Bianchi and
@@ -107,7 +107,7 @@ class OptimisticHedgeState(NamedTuple):
 
 @dataclass(frozen=True)
 class OptimisticHedge:
-    """Hedge that counts a guess of the coming losses in: ``p_i ~ prior_i exp(-rate (L_i + hint_i))``.
+    """Hedge that counts a guess of the coming losses in: ``w_i ~ prior_i exp(-rate (S_i + hint_i))``.
 
     The hint is the last loss vector unless ``hinted`` puts another in its place. Good hints make regret
     small, bad ones cost no more than a constant factor: with r_t the range of ``losses_t - hint_t`` over

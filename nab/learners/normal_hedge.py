@@ -30,14 +30,16 @@ class NormalHedgeState(NamedTuple):
 
 @dataclass(frozen=True)
 class NormalHedge:
-    """``p_i ~ prior_i [R_i]_+ exp([R_i]_+^2 / 2c)``, the half-normal potential's slope at its own scale.
+    """``w_i ~ prior_i [R_i]_+ exp([R_i]_+^2 / 2c)``, the half-normal potential's slope at its own scale.
 
     c is such that ``sum_i prior_i exp([R_i]_+^2 / 2c) = e``. Source: Chaudhuri, Freund, Hsu 2009. Drafters
     without positive regret get weight exactly 0; where all regrets are within rounding (1e-12 a round) of 0
     or below, the law is the prior.
 
     Args:
-        discount: in (0, 1]; past regrets are multiplied by it every round, so that the learner forgets.
+        discount: in (0, 1]; past regrets are multiplied by it every round, so that the learner forgets. While
+            losses stay equal regrets decay together, which changes little, until they are within rounding
+            and the law falls back to the prior (at 0.9 after about 200 such rounds).
 
     Raises:
         ValueError: on a discount outside (0, 1].
@@ -76,7 +78,7 @@ class NormalHedge:
 class NormalHedgeBH:
     """NormalHedge with a potential that solves the backwards heat equation: its regret is of second order.
 
-    ``p_i ~ prior_i [R_i]_+ exp([R_i]_+^2 / 2c)`` with c such that ``sum_i prior_i c^(-1/2) exp([R_i]_+^2 /
+    ``w_i ~ prior_i [R_i]_+ exp([R_i]_+^2 / 2c)`` with c such that ``sum_i prior_i c^(-1/2) exp([R_i]_+^2 /
     2c) = start^(-1/2)``: the potential ``c^(-1/2) exp(y^2 / 2c)`` stays constant, and c is a clock that
     moves as fast as regrets spread, from ``start``. What is proved of it and what is checked is in
     docs/theory.md (``nab.sim.bounds.normal_hedge_bh``). After Freund, Harvey, Portella, Qi and Wang 2026

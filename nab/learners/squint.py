@@ -29,7 +29,7 @@ class SquintState(NamedTuple):
 
 @dataclass(frozen=True)
 class Squint:
-    """``p_i ~ prior_i int_0^{1/2} exp(eta R_i - eta^2 V_i) d eta``: Hedge at all learning rates at once.
+    """``w_i ~ prior_i int_0^{1/2} exp(eta R_i - eta^2 V_i) d eta``: Hedge at all learning rates at once.
 
     V_i is the sum of squared steps of the regret R_i. No parameter; the improper prior over learning rates
     of Koolen and van Erven 2015. Regret against drafter i is of order ``sqrt(V_i (ln n + ln ln T))``, small

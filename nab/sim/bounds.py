@@ -1,7 +1,7 @@
 """What theory promises: one function per theorem, without slack.
 
 Losses in [0, 1], natural logarithms. Regret against drafter i is
-``R_i = sum_t (<p_t, l_t> - l_t,i)`` with p_t the law that was played (``nab.sim.regret``). n: drafters, T or
+``R_i = sum_t (<w_t, l_t> - l_t,i)`` with w_t the law that was played (``nab.sim.regret``). n: drafters, T or
 ``rounds``: rounds, eps: the share of drafters that the comparator stands for (1 / n: the best one).
 
 Each function says who proved it: **published**, with its number; **derived**, proof in docs/theory.md; or
@@ -64,7 +64,7 @@ def theorem(bound: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 def master(divergence: float, rates: ArrayLike, ranges: ArrayLike) -> float:
     """Exponential weights with hints: ``KL(q, prior) / rate_T + sum_t rate_t range_t^2 / 8``.
 
-    For ``p_t ~ prior exp(-rate_t (L_{t-1} + hint_t))``, rates that do not increase, any hints and losses,
+    For ``w_t ~ prior exp(-rate_t (S_{t-1} + hint_t))``, rates that do not increase, any hints and losses,
     and the regret against a law q. **Derived**: covers fixed, anytime, prior, quantile and optimistic
     Hedge.
 
@@ -131,7 +131,7 @@ def hedge_root(n: int, rounds: int) -> float:
 def hedge_discounted(n: int, discount: float, rates: ArrayLike) -> float:
     """Discounted Hedge's discounted regret: ``g ln n / rate_T + sum_t g^(T-t) rate_t / 8g``, g the discount.
 
-    The regret is ``sum_t g^(T-t) (<p_t, l_t> - l_t,i)``: of about the last ``1 / (1 - g)`` rounds.
+    The regret is ``sum_t g^(T-t) (<w_t, l_t> - l_t,i)``: of about the last ``1 / (1 - g)`` rounds.
     **Derived.**
 
     Args:
@@ -194,14 +194,14 @@ def optimistic_hedge(n: int, spread: float) -> float:
 def optimistic_stability(n: int, rate: float, misses: ArrayLike, moves: ArrayLike) -> float:
     """Regret bounded by variation in utilities (RVU) of optimistic Hedge at a fixed rate.
 
-    ``ln n / rate + rate sum_t max_i |l_t - hint_t|^2 - sum_t |p_t - p_{t-1}|_1^2 / 4 rate``. **Published**:
+    ``ln n / rate + rate sum_t max_i |l_t - hint_t|^2 - sum_t |w_t - w_{t-1}|_1^2 / 4 rate``. **Published**:
     Syrgkanis, Agarwal, Luo, Schapire 2015, Prop. 7, for the last loss as hint.
 
     Args:
         n: drafters.
         rate: fixed learning rate.
         misses: ``max_i |l_t - hint_t|``, one a round.
-        moves: ``|p_t - p_{t-1}|_1``, one a round from the second on.
+        moves: ``|w_t - w_{t-1}|_1``, one a round from the second on.
     """
     return float(
         log(n) / rate + rate * (as_floats(misses) ** 2).sum() - (as_floats(moves) ** 2).sum() / (4 * rate)
@@ -225,7 +225,7 @@ def fixed_share(n: int, rounds: int, switches: int, share: float, rate: float) -
 def switches(rate: float, ranges: ArrayLike) -> float:
     """Expected switches of Hedge's choice under maximal coupling: ``(rate / 4) sum_t range(l_t)``.
 
-    **Derived**: a round moves the law by ``TV(p_t, p_{t+1}) <= rate range / 4``.
+    **Derived**: a round moves the law by ``TV(w_t, w_{t+1}) <= rate range / 4``.
     """
     return float(rate * as_floats(ranges).sum() / 4)
 
