@@ -1,0 +1,141 @@
+"""Sweeps: one measurement for every cell of a grid, side by side, to a tidy table that survives a crash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = Mapping[str, Any]
+"""A row of the table: plain numbers and strings by column."""
+
+Measure = Callable[..., "Row | Iterable[Row]"]
+"""Called with a cell's values by keyword, and ``seed``; gives its row, or several."""
+
+
+def sweep(
+    measure: Measure,
+    grid: Mapping[str, Sequence[Any]] | Iterable[Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    jobs: int = 1,
+    keep: Path | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Measure every cell of a grid: every combination of learner, environment, n, T, delay, ...
+
+    Cells run side by side under joblib, on whatever backend is active: ``with
+    joblib.parallel_config(backend="dask"):`` around the call is all it takes to leave one machine. All cells
+    have the same seed, so that what differs between them only in the learner has the same losses.
+
+    Args:
+        measure: called with a cell's values by keyword and ``seed``; its rows are put behind the cell's
+            values. Other processes must be able to import it.
+        grid: values by name, of which every combination is a cell; or the cells themselves, mappings.
+        seed: at least 0.
+        jobs: cells side by side; -1 is one per processor.
+        keep: file of JSON lines to which each cell's rows are appended once measured. Cells that it already
+            holds, with the same seed, are not measured again; what was cut off in its last line is.
+        progress: whether to show a bar on standard error.
+
+    Returns:
+        One row per row of ``measure``, in the order of the cells; objects as ``label`` names them.
+
+    Raises:
+        ValueError: if two cells have the same labels, or ``keep`` is damaged before its last line.
+
+    >>> def cube(x, seed):
+    ...     return {"cube": x**3}
+    >>> sweep(cube, {"x": [1, 2, 3]})["cube"].tolist()
+    [1, 8, 27]
+    """
+    import pandas as pd
+
+    cells = list(_cells(grid))
+    names = [json.dumps({**_labels(cell), "seed": seed}) for cell in cells]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the grid has the cell {twice} twice")
+    done = _kept(keep) if keep else {}
+    missing = [(name, cell) for name, cell in zip(names, cells, strict=True) if name not in done]
+    for name, rows in _measured(partial(_rows, measure, seed), missing, jobs, progress):
+        done[name] = rows
+        if keep:
+            _append(keep, name, rows)
+    return pd.DataFrame(
+        [{**_labels(cell), **row} for name, cell in zip(names, cells, strict=True) for row in done[name]]
+    )
+
+
+def label(value: Any) -> Any:
+    """What stands for a value in a table: numbers and strings as they are, functions by name, others by repr.
+
+    >>> from functools import partial
+    >>> label(partial(max, default=0)), label(0.5)
+    ('max(default=0)', 0.5)
+    """
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, partial):
+        words = [*map(repr, value.args), *(f"{name}={each!r}" for name, each in value.keywords.items())]
+        return f"{value.func.__name__}({', '.join(words)})"
+    return getattr(value, "__name__", None) or repr(value)
+
+
+def _labels(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: label(value) for name, value in cell.items()}
+
+
+def _cells(grid: Mapping[str, Sequence[Any]] | Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(grid, Mapping):
+        yield from grid
+        return
+    for values in product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def _rows(
+    measure: Measure, seed: int, named: tuple[str, Mapping[str, Any]]
+) -> tuple[str, list[dict[str, Any]]]:
+    name, cell = named
+    found = measure(**cell, seed=seed)
+    return name, [dict(row) for row in ([found] if isinstance(found, Mapping) else found)]
+
+
+def _measured(run: Callable[[Any], Any], missing: list[Any], jobs: int, progress: bool) -> Iterator[Any]:
+    """Results as they come, under a bar where it is wanted."""
+    from joblib import Parallel, delayed
+    from rich.console import Console
+    from rich.progress import track
+
+    found = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(run)(each) for each in missing)
+    return iter(track(found, "cells", total=len(missing), console=Console(stderr=True), disable=not progress))
+
+
+def _append(keep: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    with keep.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"cell": name, "rows": rows}, default=lambda value: value.item()) + "\n")
+
+
+def _kept(keep: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows by cell; a line that was cut off at the end is removed from the file."""
+    if not keep.exists():
+        return {}
+    whole, end, cut = keep.read_bytes().rpartition(b"\n")
+    if cut:
+        keep.write_bytes(whole + end)
+    found = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            found[entry["cell"]] = entry["rows"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{keep}, line {number} is no kept cell: {error}") from error
+    return found
