@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.learners.border import checked, whole
-from nab.sim.play import against
+from nab.sim.play import delays, turns
 from nab.types import Floats, Learner, as_floats
 
 # Mean paths
@@ -199,33 +199,47 @@ def comb(rounds: int, n: int) -> Floats:
     return losses
 
 
-Answer = Callable[[Floats], Floats]
-"""An adversary's losses of a round, ``(n,)``, from the law it sees played, ``(n,)``."""
+Adversary = Callable[[Floats], Floats]
+"""Losses of a round from the law it sees played; both ``(n,)`` or ``(n, batch)``."""
 
 
 def anti_leader(law: Floats) -> Floats:
-    """Loss 1 for the likeliest drafter alone."""
-    return np.asarray(np.arange(len(law)) == law.argmax(), dtype=float)
+    """Loss 1 for the likeliest drafter alone.
+
+    >>> anti_leader(np.array([0.2, 0.5, 0.3])).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    return np.asarray(_ranks(law) == 0, dtype=np.float64)
 
 
 def half_mass(law: Floats) -> Floats:
-    """Loss 1 for the likeliest drafters that together hold half of the mass."""
-    order = np.argsort(-law, kind="stable")
-    losses = np.zeros(len(law))
-    losses[order[: 1 + np.searchsorted(law[order].cumsum(), 0.5)]] = 1
-    return losses
+    """Loss 1 for the likeliest drafters that together hold half of the mass.
+
+    >>> half_mass(np.array([0.2, 0.4, 0.3, 0.1])).tolist()
+    [0.0, 1.0, 1.0, 0.0]
+    """
+    ordered = -np.sort(-law, axis=0)
+    return np.asarray(_ranks(law) <= np.count_nonzero(ordered.cumsum(0) < 0.5, axis=0), dtype=np.float64)
 
 
-def adaptive(learner: Learner[Any], n: int, rounds: int, answer: Answer, *, delay: ArrayLike = 0) -> Floats:
+def _ranks(law: Floats) -> Any:
+    """Places of the drafters by mass, from 0 for the likeliest; the lower index first among equals."""
+    return np.argsort(np.argsort(-law, axis=0, kind="stable"), axis=0)
+
+
+def adaptive(
+    learner: Learner[Any], n: int, rounds: int, answer: Adversary, *, delay: ArrayLike = 0
+) -> Floats:
     """The losses, ``(rounds, n)``, that an adversary gives who sees every law before it answers.
 
     The learner learns of them ``delay`` rounds late, as in ``nab.sim.play``.
     """
-    losses = np.empty((rounds, n))
+    given: list[Floats] = []
 
-    def answered(t: int, law: Floats) -> Floats:
-        losses[t] = given = answer(law)
-        return given
+    def answered(_: int, law: Floats) -> Floats:
+        given.append(answer(law))
+        return given[-1]
 
-    against(learner, learner.init(n), rounds, answered, delay)
-    return losses
+    for _ in turns(learner, learner.init(n), delays(rounds, delay), answered):
+        pass
+    return np.array(given).reshape(rounds, n)

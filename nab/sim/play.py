@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,46 @@ def play(
     [[0.5, 0.5], [0.731, 0.269]]
     """
     array = _matrix(losses)
-    state = learner.init(*array.shape[1:], prior=prior)
-    return against(learner, state, len(array), lambda t, law: array[t], delay)
+    state, laws = learner.init(*array.shape[1:], prior=prior), np.empty_like(array)
+    for t, (law, after) in enumerate(turns(learner, state, delays(len(array), delay), lambda t, _: array[t])):
+        laws[t], state = law, after
+    return laws, state
+
+
+Answer = Callable[[int, Floats], Floats]
+"""The losses of round t, from t and the law that was played in it; both ``(n,)`` or ``(n, batch)``."""
+
+
+def turns(
+    learner: Learner[Any], state: Any, late: Iterable[int], answer: Answer
+) -> Iterator[tuple[Floats, Any]]:
+    """Rounds one by one, as they are played: the law of each, and the state after it.
+
+    Args:
+        learner: see ``nab.learners``.
+        state: to begin with.
+        late: delay of each round; as many rounds are played.
+        answer: gives the losses; unlike a matrix it may make them as it goes, or answer the law.
+    """
+    due = defaultdict(list)
+    for t, wait in enumerate(late):
+        law = learner.probs(state)
+        due[t + wait].append((answer(t, law), law))
+        for losses, played in due.pop(t, ()):
+            state = learner.update(state, losses, played)
+        yield law, state
+
+
+def delays(rounds: int, delay: ArrayLike) -> NDArray[np.integer[Any]]:
+    """One delay a round, ``(rounds,)``, from one number or as many.
+
+    Raises:
+        ValueError: if they are no whole numbers, at least 0, or another number of them.
+    """
+    late = np.asarray(delay)
+    if late.dtype.kind not in "iu" or late.shape not in ((), (rounds,)) or (late < 0).any():
+        raise ValueError(f"delay must be whole rounds, at least 0, one or {rounds} of them, got {delay!r}")
+    return np.broadcast_to(late, rounds)
 
 
 def _matrix(losses: ArrayLike) -> Floats:
@@ -47,27 +85,6 @@ def _matrix(losses: ArrayLike) -> Floats:
     if array.ndim not in (2, 3):
         raise ValueError(f"losses must have shape (rounds, n) or (rounds, n, batch), got {array.shape}")
     return array
-
-
-def against(
-    learner: Learner[Any],
-    state: Any,
-    rounds: int,
-    answer: Callable[[int, Floats], Floats],
-    delay: ArrayLike = 0,
-) -> tuple[Floats, Any]:
-    """``play`` on, from a state, against losses ``answer(t, law)`` that may depend on their round's law."""
-    delays = np.asarray(delay)
-    if delays.dtype.kind not in "iu" or delays.shape not in ((), (rounds,)) or (delays < 0).any():
-        raise ValueError(f"delay must be whole rounds, at least 0, one or {rounds} of them, got {delay!r}")
-    laws = np.empty((rounds, *np.shape(learner.probs(state))))
-    due = defaultdict(list)
-    for t, late in enumerate(np.broadcast_to(delays, rounds)):
-        laws[t] = learner.probs(state)
-        due[t + late].append((answer(t, laws[t]), laws[t]))
-        for losses, law in due.pop(t, ()):
-            state = learner.update(state, losses, law)
-    return laws, state
 
 
 def lazily(rounds: int, period: int) -> NDArray[np.int64]:
@@ -103,11 +120,27 @@ def play_bandit(bandit: Bandit[Any], losses: ArrayLike, *, rng: Any = None) -> t
     state = bandit.init(*array.shape[1:])
     uniforms = np.random.default_rng(rng).random((len(array), *array.shape[2:]))
     arms = np.empty(uniforms.shape, np.intp)
-    for t, u in enumerate(uniforms):
-        laws = bandit.probs(state)
-        arms[t] = draws(laws, u) if u.ndim else draws(laws[:, None], u[None])[0]
-        state = bandit.update(state, arms[t], np.take_along_axis(array[t], arms[t : t + 1], 0)[0])
+    for t, (arm, after) in enumerate(pulls(bandit, state, uniforms, lambda t, _: array[t])):
+        arms[t], state = arm, after
     return arms, state
+
+
+def pulls(
+    bandit: Bandit[Any], state: Any, uniforms: Iterable[Any], answer: Answer
+) -> Iterator[tuple[Any, Any]]:
+    """A bandit's rounds one by one: the arm of each, ``()`` or ``(batch,)``, and the state after it.
+
+    Args:
+        bandit: see ``nab.learners.bandits``.
+        state: to begin with.
+        uniforms: in [0, 1), ``()`` or ``(batch,)``, one a round; as many rounds are played.
+        answer: gives the losses, of which the bandit sees the arm's.
+    """
+    for t, u in enumerate(uniforms):
+        law = bandit.probs(state)
+        arm = draws(law, u) if np.ndim(u) else draws(law[:, None], np.asarray([u]))[0]
+        state = bandit.update(state, arm, np.take_along_axis(answer(t, law), np.asarray(arm)[None], 0)[0])
+        yield arm, state
 
 
 def draws(laws: Floats, u: Floats) -> NDArray[np.integer[Any]]:
