@@ -1,4 +1,4 @@
-"""The command line: ``nab run`` and ``nab compare``."""
+"""The command line: ``nab run``, ``nab compare`` and ``nab simulate``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.console import Console
 import nab
 from nab import plots
 from nab import prompts as prompt_files
-from nab.console import View, comparison_table, run_table, same_text_table
+from nab.console import View, comparison_table, frame_table, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.losses import Length, Token
 from nab.prompts import Prompt
@@ -230,6 +230,58 @@ def compare(options: Options, jobs: int | None) -> None:
             _execute(options, experiment, console, starter and starter(experiment))
         finally:
             _report(options, experiment.finished(), console)
+
+
+@main.command()
+@click.argument("study", required=False)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder."
+)
+@click.option("--table", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.option(
+    "--scale", type=click.FloatRange(0, min_open=True), default=1.0, help="Of all sizes. Default: 1."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--jobs", type=click.IntRange(1), help="Cells side by side. Default: one per processor.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def simulate(
+    *, study: str | None, out: Path, table: str, scale: float, seed: int, jobs: int | None, debug: bool
+) -> None:
+    """Measure a STUDY and write its table and picture; without one, list what there is.
+
+    What is measured is kept as it comes: run the command again to go on where it was interrupted.
+    """
+    _guarded(
+        lambda: _simulate(study, out, table, jobs or os.cpu_count() or 1, {"scale": scale, "seed": seed}),
+        debug,
+    )
+
+
+def _simulate(study: str | None, out: Path, suffix: str, jobs: int, sizes: dict[str, Any]) -> None:
+    from nab.sim import studies
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if study is None:
+        for name in studies.NAMES:
+            console.print(f"[bold]{name}[/bold]: {studies.headline(name)}", highlight=False)
+        return
+    module = studies.load(study)
+    keep = out / f"{study}.cells.jsonl"
+    found = module.measure(jobs=jobs, keep=keep, progress=True, **sizes)
+    path = out / f"{study}.{suffix}"
+    found.to_csv(path, index=False) if suffix == "csv" else found.to_parquet(path)
+    module.figure(found).savefig(out / f"{study}.png", dpi=150)
+    summary = module.summary(found)
+    about = {
+        "version": nab.__version__,
+        **environment(),
+        **sizes,
+        "summary": json.loads(summary.to_json(orient="records")),
+    }
+    (out / f"{study}.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    keep.unlink(missing_ok=True)
+    console.print(frame_table(summary, studies.headline(study)))
+    console.print(f"{path}, {out / study}.json, {out / study}.png", highlight=False)
 
 
 def _report(options: Options, done: Experiment, console: Console) -> None:

@@ -158,6 +158,16 @@ def same_text_table(totals: Mapping[str, Mapping[str, Any]]) -> Group:
     return Group(Text(title), table, Text(caption))
 
 
+def frame_table(frame: Any, title: str) -> Group:
+    """A pandas data frame as it is, numbers to four places; text on the left."""
+    texts = [name for name in frame.columns if frame[name].dtype.kind not in "iuf"]
+    numbers = [name for name in frame.columns if name not in texts]
+    table = _table(list(map(str, texts)), list(map(str, numbers)))
+    for row in frame[[*texts, *numbers]].itertuples(index=False):
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    return Group(Text(title), table)
+
+
 def _mat(found: Mapping[str, Any]) -> float:
     return float(found["mean_acceptance_length"])
 

@@ -26,7 +26,7 @@ from nab.learners import (
     Squint,
 )
 from nab.learners.hedge import softmin
-from nab.sim import bounds, environments, play, regret
+from nab.sim import best_sequence, bounds, environments, play, regret
 
 Hedge, NormalHedge = nab.Hedge, nab.NormalHedge
 ROOT = 1 + 1e-12
@@ -270,18 +270,6 @@ def test_perfect_hints_leave_no_regret():
         lost += learner.probs(state) @ loss
         state = learner.update(state, loss)
     assert lost - losses.sum(0).min() <= bounds.optimistic_hedge(4, 0)
-
-
-def best_sequence(losses, switches):
-    """Least loss of a sequence of drafters with at most so many switches, by dynamic programming."""
-    least = np.full((switches + 1, losses.shape[1]), np.inf)
-    least[0] = losses[0]
-    for loss in losses[1:]:
-        moved = np.vstack(
-            [np.full(losses.shape[1], np.inf), np.repeat(least[:-1].min(1)[:, None], losses.shape[1], 1)]
-        )
-        least = np.minimum(least, moved) + loss
-    return least.min(1)
 
 
 @pytest.mark.parametrize(("share", "rate"), [(0.02, None), (0.1, 2.0), (0.5, 0.5)])

@@ -10,7 +10,7 @@ import pytest
 import nab
 
 PACKAGE = Path(nab.__file__).parent
-HEAVY = ["torch", "transformers", "matplotlib", "rich", "click"]
+HEAVY = ["torch", "transformers", "matplotlib", "rich", "click", "pandas", "joblib"]
 
 LEVELS = [  # a module imports only from its own level and those before it
     {"nab.types"},

@@ -90,8 +90,7 @@ def best_sequence(losses: ArrayLike, switches: int) -> Floats:
     """
     whole("switches", switches, 0)
     array = as_floats(losses)
-    least = np.full((switches + 1, *array.shape[1:]), np.inf)
-    least[0] = 0
+    least = np.zeros((switches + 1, *array.shape[1:]))
     for loss in array:
         least[1:] = np.minimum(least[1:], least[:-1].min(1, keepdims=True))
         least += loss

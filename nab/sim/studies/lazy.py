@@ -1,10 +1,10 @@
 """Late, block-wise and lazy feedback: what each costs in regret, against its bound, and saves in evaluations.
 
 Left: Hedge at the rate its bound is tuned for, eight drafters, 4096 rounds, against the worst adversary: one
-hits half of the law's mass; under the others two drafters take turns, every p rounds, and the rest are always
-wrong. One instance with feedback d rounds late, d + 1 interleaved ones, and blocks of d + 1 rounds. Right: all
-drafters scored behind every m-th round only, on independent losses of eight drafters with a gap of 0.1, 2000
-rounds; bandits never score the others.
+hits half of the law's mass; under the others two drafters take turns, every p rounds, and the rest are
+always wrong. One instance with feedback d rounds late, d + 1 interleaved ones, and blocks of d + 1 rounds.
+Right: all drafters scored behind every m-th round only, on independent losses of eight drafters with a gap
+of 0.1, 2000 rounds; bandits never score the others.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def figure(table: pd.DataFrame) -> Figure:
     left.plot([], [], ":", color="0.4", label="bound of the same colour")
     left.set(xscale="log", yscale="log", xlabel="d + 1, d: delay in rounds", ylabel="regret, worst found")
     left.set_xticks([d + 1 for d in DELAYS], [str(d + 1) for d in DELAYS])
+    left.set_yticks([50, 100, 200, 400], ["50", "100", "200", "400"])
     left.minorticks_off()
     for policy in LAZY:
         rows = table[(table["panel"] == "lazy") & (table["policy"] == policy)]
@@ -141,7 +142,8 @@ def figure(table: pd.DataFrame) -> Figure:
         right.axhline(
             rows["regret"].iloc[0], color=COLOURS[policy], linestyle="--", label=f"{policy}, pays none"
         )
-    right.set(xscale="log", xlabel="share of evaluations paid, 1 / m", ylabel="mean regret", ylim=(0, None))
+    right.set(xscale="log", yscale="log", xlabel="share of evaluations paid, 1 / m", ylabel="mean regret")
+    right.set_yticks([10, 20, 50, 100, 200], ["10", "20", "50", "100", "200"])
     right.set_xticks([1 / m for m in PERIODS], [f"1/{m}" if m > 1 else "1" for m in PERIODS])
     right.minorticks_off()
     for axes in (left, right):

@@ -95,7 +95,7 @@ def figure(table: pd.DataFrame) -> Figure:
     limit = [bounds.fixed_share(DOMAINS + 1, ROUNDS, int(m), 0.03, rate) for m in counts]
     right.plot(places, limit, color="#009e73", linestyle=":", label="bound of FixedShare .03")
     right.set_title("tracking regret: beyond the best sequence", fontsize=10)
-    right.set_yscale("log")
+    right.set_yscale("symlog", linthresh=1)
     handles, labels = right.get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     return drawing
