@@ -1,4 +1,4 @@
-"""Simulation without torch: toy language models, plays on loss matrices, bounds, regret, costs, traces, replays."""
+"""Simulation without torch: toy models, plays on loss matrices, bounds, regret, costs, traces, replays."""
 
 from nab.sim import bounds, cost, environments
 from nab.sim.markov import Markov

@@ -153,8 +153,8 @@ def choosing_time(engine: Engine, n: ArrayLike, length: ArrayLike) -> Any:
     """Seconds a round, on average, that choosing among n drafters adds.
 
     Every ``period`` rounds all drafters score the ``period length`` tokens emitted since; every round the
-    learner updates. Rounds are taken to emit ``length`` tokens each, which is a little low where computing takes
-    about as long as reading; and an engine that drafts on from the chosen drafter's score saves one forward.
+    learner updates. Rounds are taken to emit ``length`` tokens each, which is a little low where computing
+    takes about as long as reading. An engine that drafts on from the chosen drafter's score saves a forward.
 
     Args:
         engine: see there.
