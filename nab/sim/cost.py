@@ -21,7 +21,7 @@ from nab.learners.border import checked, whole
 from nab.types import as_floats
 
 BITS = 53
-"""Whole numbers below 2^53 are exact in float64: as many drafters are searched for the break-even."""
+"""The break-even is sought among whole numbers below 2^53, which are exact in float64."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def overhead(engine: Engine, n: ArrayLike, length: ArrayLike) -> Any:
 def break_even(engine: Engine, length: ArrayLike, alone: ArrayLike) -> Any:
     """Largest n at which choosing with ``length`` gives more tokens a second than one drafter with ``alone``.
 
-    Found bit by bit, since the overhead does not fall with n.
+    Found bit by bit, since a round does not get shorter with n.
 
     Args:
         engine: see there.
@@ -220,7 +220,7 @@ def break_even(engine: Engine, length: ArrayLike, alone: ArrayLike) -> Any:
         alone: of the single drafter, at least 1.
 
     Returns:
-        A whole number as a float, or an array of them: 0 if choosing never pays, ``inf`` if always.
+        A whole number as a float, or an array of them: 0 if it never pays, ``inf`` if still at 2^53 - 1.
 
     Raises:
         ValueError: on a length below 1, or not finite.
@@ -229,11 +229,12 @@ def break_even(engine: Engine, length: ArrayLike, alone: ArrayLike) -> Any:
     >>> break_even(limit, [5.0, 6.0], 4.0).tolist()               # gains of 1/4 and 1/2, at 1/16 a drafter
     [3.0, 7.0]
     """
-    gain = _at_least("length", length, 1) / _at_least("alone", alone, 1) - 1
-    n = np.zeros(gain.shape)
+    chosen, fixed = np.broadcast_arrays(_at_least("length", length, 1), _at_least("alone", alone, 1))
+    n = np.zeros(chosen.shape)
     for bit in reversed(range(BITS)):
         more = n + 2.0**bit
-        n = np.where(overhead(engine, more, length) < gain, more, n)
+        pays = fixed * round_time(engine, more, chosen) < chosen * single_time(engine)
+        n = np.where(pays, more, n)
     return np.where(n == 2.0**BITS - 1, inf, n)[()]
 
 
