@@ -324,6 +324,8 @@ def test_a_layer_takes_as_long_in_the_target_as_in_a_drafter():
     reading = study.TARGET.weights / study.A100.bandwidth
     assert round(1e3 * study.LAUNCH, 2) == 2.13
     assert round(1e3 * (study.TARGET_SECONDS - reading) / study.TARGET.layers, 2) == 2.12
+    drafting = 8 * study.DRAFTER_SECONDS
+    assert round(1e3 * (study.TARGET_SECONDS - drafting - reading) / study.TARGET.layers, 2) == 1.5
     slower = 1.555e12  # the A100 with 40 GB
     assert round(1e3 * (study.TARGET_SECONDS - study.TARGET.weights / slower) / 32, 2) == 2.04
     assert round(1e3 * (study.DRAFTER_SECONDS - study.DRAFTER.weights / slower), 2) == 2.01
