@@ -1,6 +1,6 @@
-"""Simulation without torch: toy language models, plays on loss matrices, bounds, regret, traces, replays."""
+"""Simulation without torch: toy models, plays on loss matrices, bounds, regret, costs, traces, replays."""
 
-from nab.sim import bounds, environments
+from nab.sim import bounds, cost, environments
 from nab.sim.markov import Markov
 from nab.sim.play import draws, lazily, play, play_bandit
 from nab.sim.regret import (
@@ -19,6 +19,7 @@ __all__ = [
     "TraceWriter",
     "best_sequence",
     "bounds",
+    "cost",
     "draws",
     "environments",
     "lazily",
