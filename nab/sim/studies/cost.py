@@ -131,7 +131,7 @@ def _published() -> list[dict[str, Any]]:
 
 
 def summary(table: DataFrame) -> DataFrame:
-    """Overhead at the paper's seven drafters and break-even n, by engine and period, over the target's forward."""
+    """Overhead over the target's forward at seven drafters, and break-even n, by engine and period."""
     rows = table[(table["n"] == POOL) & (table["draft_len"] == 0)]
     found = rows[["engine", "period", "overhead", "round_ms", "break_even"]]
     return found.round({"overhead": 4, "round_ms": 1})
