@@ -4,33 +4,32 @@ import json
 from functools import partial
 
 import joblib
+import numpy as np
 import pytest
 
 import nab
+from nab.learners import bandits
+from nab.losses import Length
 from nab.sim import environments, play, regret
-from nab.sim.sweep import label, sweep
+from nab.sim.sweep import label, play_row, sweep
 
-
-def measured(learner, rounds, n, seed):
-    losses = environments.bernoulli(environments.gapped(rounds, n), batch=3, rng=seed)
-    laws, _ = play(learner, losses)
-    return {"regret": float(regret(laws, losses)[-1].max(0).mean())}
-
-
-GRID = {"learner": [nab.Hedge(), nab.NormalHedge(discount=0.9)], "rounds": [5, 20], "n": [2, 3]}
+PLAYERS = [nab.Hedge(), nab.NormalHedge(discount=0.9)]
+GRID = {"player": PLAYERS, "path": [environments.gapped], "rounds": [5, 20], "n": [2, 3]}
+measured = partial(play_row, batch=3)
 
 
 def test_a_row_for_every_combination():
     table = sweep(measured, GRID)
-    assert list(table.columns) == ["learner", "rounds", "n", "regret"]
+    found = ["regret", "error", "switches", "evaluations"]
+    assert list(table.columns) == ["player", "path", "rounds", "n", *found]
     assert len(table) == 8
-    assert table["learner"].unique().tolist() == [
+    assert table["player"].unique().tolist() == [
         "Hedge(rate=None, discount=1.0)",
         "NormalHedge(discount=0.9)",
     ]
     row = table.iloc[5]
     assert (row["rounds"], row["n"]) == (5, 3)
-    assert row["regret"] == measured(nab.NormalHedge(discount=0.9), 5, 3, 0)["regret"]
+    assert row["regret"] == measured(PLAYERS[1], environments.gapped, rounds=5, n=3, seed=0)["regret"]
 
 
 def test_workers_and_backends_change_nothing():
@@ -90,3 +89,26 @@ def test_labels():
     assert label(partial(environments.gapped, gap=0.2)) == "gapped(gap=0.2)"
     assert label(environments.comb) == "comb"
     assert label(None) is None
+
+
+def test_a_row_is_what_plays_and_regrets_say():
+    means = environments.gapped(30, 3, gap=0.3)
+    losses = environments.bernoulli(means, batch=4, rng=7)
+    path = partial(environments.gapped, gap=0.3)
+    row = play_row(nab.Hedge(), path, rounds=30, n=3, delay=2, batch=4, seed=7)
+    laws, _ = play(nab.Hedge(), losses, delay=2)
+    assert row["regret"] == regret(laws, losses)[-1].max(0).mean()
+    length = np.stack(
+        [Length(3, plug_in=True)(1 - losses[:, :, k], 1 - losses[:, :, k]) for k in range(4)], 2
+    )
+    row = play_row(nab.Hedge(), path, rounds=30, n=3, draft_len=3, batch=4, seed=7)
+    assert row["regret"] == regret(play(nab.Hedge(), length, delay=2)[0], length)[-1].max(0).mean()
+    lazy = play_row(nab.Hedge(), path, rounds=30, n=3, period=5, batch=4, seed=7)
+    assert (lazy["evaluations"], lazy["switches"] < row["switches"]) == (0.2, True)
+
+
+def test_bandits_are_known_by_their_update():
+    row = play_row(bandits.UCB1(), environments.gapped, rounds=30, n=3, batch=4)
+    assert row["evaluations"] == 0
+    with pytest.raises(ValueError, match="a bandit needs draft_len 1, delay 0, period 1, got 1, 2, 1"):
+        play_row(bandits.UCB1(), environments.gapped, rounds=30, n=3, delay=2)

@@ -5,9 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nab.losses import length_loss, plug_in_length
+from nab.sim import environments
+from nab.sim.play import lazily, play, play_bandit
+from nab.sim.regret import regret, switches
+from nab.types import Floats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +80,70 @@ def sweep(
     return pd.DataFrame(
         [{**_labels(cell), **row} for name, cell in zip(names, cells, strict=True) for row in done[name]]
     )
+
+
+def play_row(
+    player: Any,
+    path: Callable[[int, int], Floats],
+    *,
+    rounds: int,
+    n: int,
+    noise: Callable[..., Floats] = environments.bernoulli,
+    draft_len: int = 1,
+    delay: int = 0,
+    period: int = 1,
+    batch: int = 100,
+    seed: int = 0,
+) -> Row:
+    """What most sweeps measure: a learner or a bandit in a stochastic environment, over a batch of queries.
+
+    Args:
+        player: a learner, or a bandit, which its ``update`` tells.
+        path: mean path, from rounds and n, such as ``environments.gapped`` or a ``partial`` of one.
+        rounds: of each query.
+        n: drafters.
+        noise: ``environments.bernoulli`` or ``beta``.
+        draft_len: 1 plays the environment's losses as token losses; above, the length losses of rounds of so
+            many tokens, with ``1 - loss`` for gamma, which come that much later.
+        delay: rounds that feedback is late besides; learners only.
+        period: of lazy evaluation, at least 1; learners only.
+        batch: queries.
+        seed: of losses and draws.
+
+    Returns:
+        ``regret``, mean over the queries of that against each one's best drafter; its standard ``error``;
+        ``switches``, mean number of changes of the choice, for learners the least a draw can make do with
+        (``nab.selector.coupled``); ``evaluations``, the share of rounds behind which all drafters are scored.
+
+    Raises:
+        ValueError: where a bandit is to have late or lazy feedback.
+
+    >>> from nab import Hedge
+    >>> row = play_row(Hedge(), environments.gapped, rounds=100, n=4, period=5)
+    >>> row["evaluations"]
+    0.2
+    """
+    losses = noise(path(rounds, n), batch=batch, rng=seed)
+    if draft_len > 1:
+        losses = length_loss(plug_in_length(1 - losses, draft_len), draft_len)
+    if bandit := "arm" in signature(player.update).parameters:
+        if (draft_len, delay, period) != (1, 0, 1):
+            raise ValueError(
+                f"a bandit needs draft_len 1, delay 0, period 1, got {draft_len}, {delay}, {period}"
+            )
+        played: Any = play_bandit(player, losses, rng=(seed, 1))[0]
+        moves = switches(played)
+    else:
+        late = delay + draft_len - 1 + lazily(len(losses), period)
+        played, _ = play(player, losses, delay=late)
+        moves = np.abs(np.diff(played, axis=0)).sum((0, 1)) / 2
+    found = regret(played, losses)[-1].max(0)
+    return {
+        "regret": float(found.mean()),
+        "error": float(found.std(ddof=1) / batch**0.5) if batch > 1 else float("nan"),
+        "switches": float(moves.mean()),
+        "evaluations": 0.0 if bandit else 1 / period,
+    }
 
 
 def label(value: Any) -> Any:
