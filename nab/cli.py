@@ -108,12 +108,14 @@ class Options:
         """What a reader of the results needs to know to repeat them."""
         import torch
 
+        device = session.target.model.device
         return {
             "version": nab.__version__,
             **environment(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "device": str(session.target.model.device),
+            "device": str(device),
+            "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "target": session.target.name,
             "drafters": session.names,
             "dtype": self.dtype,
