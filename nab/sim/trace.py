@@ -12,7 +12,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import Path
@@ -247,7 +247,9 @@ class _Reader:
     @property
     def tokens(self) -> int:
         """Tokens of the open answer so far."""
-        return self.rounds[-1].start + len(self.rounds[-1].emitted) - self.rounds[0].start if self.rounds else 0
+        return (
+            self.rounds[-1].start + len(self.rounds[-1].emitted) - self.rounds[0].start if self.rounds else 0
+        )
 
     @property
     def scored(self) -> int:
@@ -266,7 +268,9 @@ class _Reader:
             self._scores.append(np.stack([gamma, realised])[:, : self.tokens])
             metrics = {name: value for name, value in metrics.items() if name not in ("gamma", "realised")}
         gamma, realised = np.concatenate(self._scores, axis=1)
-        self.queries.append(TracedQuery(*self.where, tuple(self.rounds), gamma, realised, metrics))
+        number, policy, domain = self.where
+        rounds = tuple(self.rounds)
+        self.queries.append(TracedQuery(number, policy, domain, rounds, gamma, realised, metrics))
         self._open()
 
 
@@ -302,7 +306,9 @@ def _is_cut(line: bytes) -> bool:
 def _check_header(header: dict[str, Any]) -> None:
     """Raise ValueError unless a header holds the fields of ``HEADER``."""
     if _typed(header, "format", int) != FORMAT:
-        raise ValueError(f"format must be {FORMAT}, got {header['format']}: written by another version of nab")
+        raise ValueError(
+            f"format must be {FORMAT}, got {header['format']}: written by another version of nab"
+        )
     for name, of in HEADER.items():
         _typed(header, name, of)
     names = header["drafters"]
@@ -372,10 +378,10 @@ def _round(record: dict[str, Any], before: _Reader) -> Round:
     probs = _array(record, "probs")
     if probs.shape != (before.n,) or abs(probs.sum() - 1) > 1e-6:
         raise ValueError(f"probs must be a law over {before.n} drafters, got {probs.tolist()}")
-    scores = _round_scores(record, before, len(emitted))
+    gamma, realised = _round_scores(record, before, len(emitted))
     seconds = _seconds(_typed(record, "seconds", dict))
     choice = _count(record, "choice", 0, before.n - 1)
-    return Round(start, choice, probs, drafted, accepted, tuple(emitted), *scores, seconds)
+    return Round(start, choice, probs, drafted, accepted, tuple(emitted), gamma, realised, seconds)
 
 
 def _round_scores(
