@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nab import learners
+from nab.experiment import FIXED, PLAIN
 from nab.learners import bandits
 from nab.losses import Token, expected_rounds
 from nab.selector import BanditSelector, Chooses, Constant, Pick, Selector, argmax, draw
 from nab.sim.regret import lost
-from nab.sim.replay import replay, round_lengths
+from nab.sim.replay import Replayed, replay, round_lengths
 from nab.sim.trace import Trace, TracedQuery
 from nab.types import Bandit, Learner, Objective
 
-PLAIN = "plain"
-SINGLE = "single"
+KINDS = ("learner", "argmax", "bandit", "uniform", "single")
+"""Of what is replayed, in the order of reports: full information, its mode, a bandit, no choice, one drafter."""
 
 LEARNERS: dict[str, Learner[Any]] = {
     "normal-hedge": learners.NormalHedge(),
-    "normal-hedge, discount .93": learners.NormalHedge(discount=0.93),
+    "normal-hedge .93": learners.NormalHedge(discount=0.93),
     "normal-hedge-bh": learners.NormalHedgeBH(),
     "ada-normal-hedge": learners.AdaNormalHedge(),
     "ada-normal-hedge-tv": learners.AdaNormalHedgeTV(),
@@ -30,13 +31,15 @@ LEARNERS: dict[str, Learner[Any]] = {
     "ada-hedge": learners.AdaHedge(),
     "optimistic-hedge": learners.OptimisticHedge(),
     "hedge": learners.Hedge(),
-    "hedge, discount .93": learners.Hedge(discount=0.93),
-    "fixed-share, share .03": learners.FixedShare(0.03),
+    "hedge .93": learners.Hedge(discount=0.93),
+    "fixed-share .03": learners.FixedShare(0.03),
     "follow-the-leader": learners.FollowTheLeader(),
 }
 
-ARGMAX = ["normal-hedge, discount .93", "hedge, discount .93", "fixed-share, share .03"]
-"""Learners whose mode is played too."""
+"""The number is a discount, or a share."""
+
+ARGMAX = ["hedge .93", "fixed-share .03"]
+"""Learners whose mode is played too; that of ``normal-hedge .93`` is that of ``hedge .93``."""
 
 
 class Policy(NamedTuple):
@@ -57,7 +60,7 @@ def policies(n: int, draft_len: int, objective: Objective) -> dict[str, Policy]:
         "exp3-spec": bandits.EXP3Spec(draft_len),
         "exp3-ix": bandits.EXP3IX(),
         "ucb1": bandits.UCB1(),
-        "meta-sd, beta .5": bandits.MetaSD(beta=0.5),
+        "meta-sd .5": bandits.MetaSD(beta=0.5),
         "thompson": bandits.Thompson(),
         "epsilon-greedy": bandits.EpsilonGreedy(),
     }
@@ -70,20 +73,18 @@ def policies(n: int, draft_len: int, objective: Objective) -> dict[str, Policy]:
 
     return {
         **{name: Policy("learner", partial(full, each, draw)) for name, each in LEARNERS.items()},
-        **{f"{name}, argmax": Policy("argmax", partial(full, LEARNERS[name], argmax)) for name in ARGMAX},
+        **{f"{name} argmax": Policy("argmax", partial(full, LEARNERS[name], argmax)) for name in ARGMAX},
         **{name: Policy("bandit", partial(bandit, each)) for name, each in played.items()},
         "uniform": Policy("uniform", lambda seed: Constant(np.full(n, 1 / n), rng=seed)),
     }
 
 
 class Row(NamedTuple):
-    """What one policy would have done on one text, the mean over replays; of single drafters exactly.
+    """What one policy would have done on one text: means over replays; of single drafters exactly.
 
-    ``recorded`` chose the drafters when the text was written, ``policy`` in the replay. ``rounds``: target
-    forwards. ``token_regret``: token loss beyond that of the text's best single drafter.
-    ``stopping_time_regret``: target forwards beyond those of the text's best single drafter. ``scored``:
-    share of the positions at which all drafters were scored. ``of_query_best`` and ``of_domain_best``: mean
-    acceptance length over that of the text's, or the domain's, best single drafter, on this text.
+    ``recorded`` is the policy that wrote the text, ``policy`` the one replayed; ``rounds`` are target
+    forwards, ``token_loss`` the sum over positions of the law in force, ``scored`` the share of the positions
+    at which all drafters were scored.
     """
 
     trace: str
@@ -94,12 +95,13 @@ class Row(NamedTuple):
     kind: str
     tokens: int
     rounds: float
-    mean_acceptance_length: float
-    token_regret: float
-    stopping_time_regret: float
+    token_loss: float
     scored: float
-    of_query_best: float
-    of_domain_best: float = float("nan")
+
+    @property
+    def text(self) -> tuple[str, str, int]:
+        """Which text it is."""
+        return self.trace, self.recorded, self.query
 
 
 class Text(NamedTuple):
@@ -136,10 +138,22 @@ def texts(traces: Sequence[Trace], policy: str | None = None) -> list[Text]:
     return found
 
 
+def draft_length(traces: Sequence[Trace]) -> int:
+    """Drafted tokens a round of all these traces.
+
+    Raises:
+        ValueError: if they differ, or are 0.
+    """
+    recorded = {trace.draft_len for trace in traces}
+    if len(recorded) > 1 or 0 in recorded:
+        raise ValueError(f"the traces have draft lengths {sorted(recorded)}: say which one to replay")
+    return recorded.pop()
+
+
 def replayed(
     answers: Iterable[Text], draft_len: int, objective: Objective, *, replays: int = 8, seed: int = 0
 ) -> Iterator[list[Row]]:
-    """The rows of each text: every single drafter, then all ``policies``.
+    """The rows of each text in turn: every single drafter, then all ``policies``.
 
     All policies meet the same uniforms, and a text meets its own whatever else is replayed.
 
@@ -164,92 +178,113 @@ def _singles(text: Text, draft_len: int) -> Iterator[Row]:
     losses = text.query.losses(Token()).sum(0)
     rounds = expected_rounds(text.query.realised, draft_len)
     for name, each, loss in zip(text.trace.drafters, rounds.tolist(), losses.tolist(), strict=True):
-        yield _row(text, name, SINGLE, each, loss - losses.min(), rounds.min(), 0)
+        yield _row(text, FIXED + name, "single", rounds=each, token_loss=loss, scored=0)
 
 
 def _replayed(text: Text, name: str, policy: Policy, draft_len: int, seeds: Sequence[tuple[Any, Any]]) -> Row:
     """One policy on one text."""
-    query = text.query
-    losses = query.losses(Token())
-    lengths = round_lengths(query.realised, draft_len)
-    expected = rounds = scored = loss = 0.0
+    gamma, realised = text.query.gamma, text.query.realised
+    losses, lengths = text.query.losses(Token()), round_lengths(realised, draft_len)
+    expected = rounds = loss = scored = 0.0
     for choosing, drawing in seeds:
-        selector = policy.make(choosing)
-        done = list(replay(selector, query.gamma, query.realised, draft_len=draft_len, rng=drawing))
+        done = list(replay(policy.make(choosing), gamma, realised, draft_len=draft_len, rng=drawing))
         expected += sum(float(lengths[each.start, each.choice]) for each in done)
         rounds += len(done)
-        scored += sum(each.scored for each in done)
         loss += float(lost(_played(done, policy.kind), losses).sum())
-    tokens, best = len(losses), expected_rounds(query.realised, draft_len).min()
-    regret = loss / len(seeds) - losses.sum(0).min()
+        scored += sum(each.scored for each in done)
+    positions = len(seeds) * len(gamma)
     return _row(
-        text, name, policy.kind, tokens * rounds / expected, regret, best, scored / tokens / len(seeds)
+        text,
+        name,
+        policy.kind,
+        rounds=len(gamma) * rounds / expected,
+        token_loss=loss / len(seeds),
+        scored=scored / positions,
     )
 
 
-def _played(done: Sequence[Any], kind: str) -> Any:
-    """By position, the law in force, or the drafter where no law was drawn from."""
+def _played(done: Sequence[Replayed], kind: str) -> Any:
+    """By position, the law in force, or the drafter where it was not drawn."""
     emitted = [each.emitted for each in done]
     if kind == "argmax":
         return np.repeat([each.choice for each in done], emitted)
     return np.repeat([each.probs for each in done], emitted, axis=0)
 
 
-def _row(text: Text, name: str, kind: str, rounds: float, regret: float, best: float, scored: float) -> Row:
-    query, tokens = text.query, len(text.query.gamma)
-    where = str(text.trace.path), query.policy, query.number, query.domain
-    measured = (
-        tokens,
-        rounds,
-        tokens / rounds,
-        float(regret),
-        float(rounds - best),
-        scored,
-        float(best / rounds),
-    )
-    return Row(*where, name, kind, *measured)
+def _row(text: Text, name: str, kind: str, **measured: Any) -> Row:
+    trace, query = text
+    where = str(trace.path), query.policy, query.number, query.domain
+    return Row(*where, name, kind, len(query.gamma), **measured)
 
 
-def against_domains(rows: Iterable[Row]) -> list[Row]:
-    """The rows with ``of_domain_best``; a domain's best single drafter takes the fewest rounds over it."""
-    rows = list(rows)
-    best = {}
-    for domain in dict.fromkeys(row.domain for row in rows):
-        singles = [row for row in rows if row.kind == SINGLE and row.domain == domain]
-        names = dict.fromkeys(row.policy for row in singles)
-        leader = min(names, key=lambda name: sum(row.rounds for row in singles if row.policy == name))
-        best |= {_place(row): row.rounds for row in singles if row.policy == leader}
-    return [row._replace(of_domain_best=best[_place(row)] / row.rounds) for row in rows]
+def title(rows: Sequence[Row]) -> str:
+    """How many texts there are, and what wrote them."""
+    count = len({row.text for row in rows})
+    return f"{count} text{'s' * (count > 1)} of {', '.join(dict.fromkeys(row.recorded for row in rows))}"
 
 
-def _place(row: Row) -> tuple[Any, ...]:
-    return row.trace, row.recorded, row.query, row.domain
+def compared(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The rows as a tidy table, plain JSON types, each text set against its best single drafters.
 
-
-def totals(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
-    """By policy: its kind, means a text, and mean acceptance lengths over the domain's best single drafter's.
-
-    ``domains`` has the latter by domain, pooled over texts, ``relative`` pooled over all of them.
+    Besides the fields of ``Row``: ``mean_acceptance_length``; ``of_query_best`` and ``of_domain_best``, it
+    over that of the best single drafter of the text, or of the domain, on this text; ``token_regret`` and
+    ``stopping_time_regret``, token loss and target forwards beyond those of the text's best single drafter.
     """
     rows = list(rows)
-    found: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(row.policy for row in rows):
-        own = [row for row in rows if row.policy == name]
-        domains = dict.fromkeys(row.domain for row in own)
+    singles = [row for row in rows if row.kind == "single"]
+    texts_of = {row.text: [single for single in singles if single.text == row.text] for row in singles}
+    leaders = {domain: _leader(singles, domain) for domain in {row.domain for row in singles}}
+    table = []
+    for row in rows:
+        alone = texts_of[row.text]
+        least = min(single.rounds for single in alone)
+        of_domain = next(single.rounds for single in alone if single.policy == leaders[row.domain])
+        table.append(
+            {
+                **row._asdict(),
+                "mean_acceptance_length": row.tokens / row.rounds,
+                "of_query_best": least / row.rounds,
+                "of_domain_best": of_domain / row.rounds,
+                "token_regret": row.token_loss - min(single.token_loss for single in alone),
+                "stopping_time_regret": row.rounds - least,
+            }
+        )
+    return table
+
+
+def _leader(singles: Sequence[Row], domain: str) -> str:
+    """The single drafter that takes the fewest rounds over a domain."""
+    rounds: dict[str, float] = {}
+    for row in singles:
+        if row.domain == domain:
+            rounds[row.policy] = rounds.get(row.policy, 0) + row.rounds
+    return min(rounds, key=lambda name: rounds[name])
+
+
+def totals(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By policy, pooled over the texts of ``compared``, as plain JSON types.
+
+    ``relative`` is the mean acceptance length over that of the best single drafter of each domain,
+    ``domains`` the same by domain; regrets are means a text.
+    """
+    found = {}
+    for name in dict.fromkeys(row["policy"] for row in table):
+        own = [row for row in table if row["policy"] == name]
+        domains = dict.fromkeys(row["domain"] for row in own)
+        tokens = sum(row["tokens"] for row in own)
         found[name] = {
-            "kind": own[0].kind,
+            "kind": own[0]["kind"],
+            "mean_acceptance_length": tokens / sum(row["rounds"] for row in own),
             "relative": _relative(own),
-            "domains": {
-                domain: _relative([row for row in own if row.domain == domain]) for domain in domains
-            },
-            "mean_acceptance_length": sum(row.tokens for row in own) / sum(row.rounds for row in own),
-            "token_regret": float(np.mean([row.token_regret for row in own])),
-            "stopping_time_regret": float(np.mean([row.stopping_time_regret for row in own])),
-            "scored": float(np.average([row.scored for row in own], weights=[row.tokens for row in own])),
+            "domains": {d: _relative([row for row in own if row["domain"] == d]) for d in domains},
+            "token_regret": sum(row["token_regret"] for row in own) / len(own),
+            "stopping_time_regret": sum(row["stopping_time_regret"] for row in own) / len(own),
+            "scored": sum(row["scored"] * row["tokens"] for row in own) / tokens,
         }
     return found
 
 
-def _relative(rows: Sequence[Row]) -> float:
-    """Rounds of the domains' best single drafters over the policy's."""
-    return sum(row.of_domain_best * row.rounds for row in rows) / sum(row.rounds for row in rows)
+def _relative(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Rounds of the domains' best single drafters over those of the policy."""
+    best = sum(row["of_domain_best"] * row["rounds"] for row in rows)
+    return float(best / sum(row["rounds"] for row in rows))
