@@ -175,7 +175,7 @@ def replay_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Group:
         "Per domain and over all: MAT (mean acceptance length, tokens per target forward) over that of the "
         "domain's best single drafter (*) on the same texts. regret, extra: token loss and target forwards a "
         "text beyond those of its own best single drafter. scored: share of the positions at which all "
-        "drafters were scored. Single drafters are exact, in expectation. .93: discount; .03: share; .5: beta."
+        "drafters were scored. Single drafters: exact, in expectation. .93: discount, .03: share, .5: beta."
     )
     domains = list(next(iter(totals.values()))["domains"])
     shown = domains if len(domains) > 1 else []

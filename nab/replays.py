@@ -19,7 +19,7 @@ from nab.sim.trace import Trace, TracedQuery
 from nab.types import Bandit, Learner, Objective
 
 KINDS = ("learner", "argmax", "bandit", "uniform", "single")
-"""Of what is replayed, in the order of reports: full information, its mode, a bandit, no choice, one drafter."""
+"""Of what is replayed, in the order of reports."""
 
 LEARNERS: dict[str, Learner[Any]] = {
     "normal-hedge": learners.NormalHedge(),
