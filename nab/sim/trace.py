@@ -209,7 +209,11 @@ def read_trace(path: Path) -> Trace:
 
 
 class _Reader:
-    """Takes the records of a trace one by one; ``queries`` are those that are closed."""
+    """Takes the records of a trace one by one; ``queries`` are those that are closed.
+
+    Of the open one it knows ``where`` it belongs, its ``rounds``, and how many ``tokens`` they have emitted
+    and ``scored``.
+    """
 
     def __init__(self, header: dict[str, Any]) -> None:
         if header.pop("kind") != "header":
@@ -223,6 +227,7 @@ class _Reader:
     def _open(self) -> None:
         self.where: tuple[Any, ...] = ()
         self.rounds: list[Round] = []
+        self.tokens = self.scored = 0
         self._scores = [np.empty((2, 0, self.n))]
 
     def take(self, record: dict[str, Any]) -> None:
@@ -241,20 +246,10 @@ class _Reader:
             self.close(rest)
             return
         self.rounds.append(round_ := _round(rest, self))
+        self.tokens += len(round_.emitted)
         if round_.gamma is not None and round_.realised is not None:
+            self.scored = self.tokens
             self._scores.append(np.stack([round_.gamma, round_.realised]))
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the open answer so far."""
-        return (
-            self.rounds[-1].start + len(self.rounds[-1].emitted) - self.rounds[0].start if self.rounds else 0
-        )
-
-    @property
-    def scored(self) -> int:
-        """Those of them that the rounds hold scores of."""
-        return sum(part.shape[1] for part in self._scores)
 
     def close(self, metrics: dict[str, Any] | None) -> None:
         """End the open answer, with the scores its last record holds if the rounds hold none."""
