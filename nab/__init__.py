@@ -11,11 +11,12 @@ from nab.acceptance import Chain, Greedy, TopK
 from nab.decode import Round, decode, until
 from nab.learners import Hedge, NormalHedge
 from nab.losses import Length, Token
-from nab.selector import Constant, Selector
+from nab.selector import BanditSelector, Constant, Selector
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BanditSelector",
     "Chain",
     "Constant",
     "Greedy",

@@ -1,7 +1,8 @@
-"""The command line: ``nab run``, ``nab compare`` and ``nab simulate``."""
+"""The command line: ``nab run``, ``nab compare``, ``nab replay`` and ``nab simulate``."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -17,14 +18,23 @@ import numpy as np
 from rich.console import Console
 
 import nab
-from nab import plots
+from nab import plots, replays
 from nab import prompts as prompt_files
-from nab.console import View, comparison_table, frame_table, run_table, same_text_table
+from nab.console import (
+    View,
+    comparison_table,
+    frame_table,
+    progress,
+    replay_table,
+    run_table,
+    same_text_table,
+)
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.losses import Length, Token
 from nab.prompts import Prompt
 from nab.selector import Constant, Selector
-from nab.sim.trace import TraceWriter, environment
+from nab.sim.trace import TraceWriter, environment, read_trace
+from nab.types import Objective
 
 if TYPE_CHECKING:
     from nab.backends.session import Session
@@ -99,7 +109,7 @@ class Options:
         if name in constants:
             return lambda seed: Constant(constants[name], rng=seed)
         if name in LEARNERS:
-            objective = Length(self.draft_len) if self.objective == "length" else Token()
+            objective = _objective(self.objective, self.draft_len)
             return lambda seed: Selector(LEARNERS[name](), n, objective=objective, rng=seed)
         known = ", ".join([*LEARNERS, *constants])
         raise ValueError(f"unknown selector {name!r}: choose from {known}")
@@ -108,12 +118,14 @@ class Options:
         """What a reader of the results needs to know to repeat them."""
         import torch
 
+        device = session.target.model.device
         return {
             "version": nab.__version__,
             **environment(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "device": str(session.target.model.device),
+            "device": str(device),
+            "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "target": session.target.name,
             "drafters": session.names,
             "dtype": self.dtype,
@@ -125,6 +137,10 @@ class Options:
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
         }
+
+
+def _objective(name: str, draft_len: int) -> Objective:
+    return Length(draft_len) if name == "length" else Token()
 
 
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -300,6 +316,71 @@ def _report(options: Options, done: Experiment, console: Console) -> None:
         print(json.dumps({"policies": results, "same_text": same_text}, ensure_ascii=False))
     if options.plot:
         plots.comparison(totals, options.plot, title)
+
+
+@main.command()
+@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--policy", help="Whose texts to replay. Default: the first in each trace but plain.")
+@click.option("--objective", type=click.Choice(["token", "length"]), default="token", show_default=True)
+@click.option("--draft-len", type=click.IntRange(1), help="Default: the one recorded.")
+@click.option(
+    "--replays", "times", type=click.IntRange(1), default=8, show_default=True, help="Of each text."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for replay.csv and replay.png.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def replay(debug: bool, **options: Any) -> None:
+    """Replay the texts of traces under every learner, bandit and single drafter; loads no model."""
+    _guarded(lambda: _replay(**options), debug)
+
+
+def _replay(
+    *,
+    traces: Sequence[Path],
+    policy: str | None,
+    objective: str,
+    draft_len: int | None,
+    times: int,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    if out:
+        plots.check(out / "replay.png")
+    found = [read_trace(path) for path in traces]
+    for trace in found:
+        if trace.broken_off:
+            print(f"warning: {trace.broken_off}", file=sys.stderr)
+    answers, draft_len = replays.texts(found, policy), draft_len or replays.draft_length(found)
+    done = replays.replayed(answers, draft_len, _objective(objective, draft_len), replays=times, seed=seed)
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 120)
+    rows: list[replays.Row] = []
+    try:
+        for each in progress(console, done, len(answers)):
+            rows += each
+    finally:
+        if rows:
+            table = replays.compared(rows)
+            totals = replays.totals(table)
+            title = (
+                replays.title(rows) + f", draft length {draft_len}, {objective} objective, replays: {times}"
+            )
+            console.print(replay_table(totals, title))
+            if as_json:
+                broken_off = [trace.broken_off for trace in found if trace.broken_off]
+                result = {"broken_off": broken_off, "policies": totals, "rows": table}
+                print(json.dumps(result, ensure_ascii=False))
+            if out:
+                _write_csv(table, out / "replay.csv")
+                plots.replays(table, totals, out / "replay.png", title)
+
+
+def _write_csv(table: Sequence[dict[str, Any]], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
 
 
 def _all_policies(drafters: list[str]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich import box
@@ -17,8 +17,12 @@ from rich.text import Text
 from nab.decode import Round
 from nab.experiment import FIXED, PLAIN
 from nab.measure import REPLAYS, Query, metrics
+from nab.replays import KINDS
 
 COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red", "bright_black", "bright_cyan"]
+
+
+Step = TypeVar("Step")
 
 
 class View:
@@ -75,6 +79,13 @@ class View:
             text.append(whole[len(shown) :], style=COLOURS[round_.choice % len(COLOURS)])
             shown = whole
         return text
+
+
+def progress(console: Console, steps: Iterable[Step], total: int) -> Iterator[Step]:
+    """Hand on ``steps``; a terminal sees a bar meanwhile."""
+    bar = Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True)
+    with bar if console.is_terminal else nullcontext():
+        yield from bar.track(steps, total=total)
 
 
 def _line(query: Query) -> str:
@@ -166,6 +177,34 @@ def frame_table(frame: Any, title: str) -> Group:
     for row in frame[[*texts, *numbers]].itertuples(index=False):
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     return Group(Text(title), table)
+
+
+def replay_table(totals: Mapping[str, Mapping[str, Any]], title: str) -> Group:
+    """One row per policy of ``nab.replays.totals``, by kind, the best of each kind first."""
+    caption = (
+        "Per domain and over all: MAT (mean acceptance length, tokens per target forward) over that of the "
+        "domain's best single drafter (*) on the same texts. regret, extra: token loss and target forwards a "
+        "text beyond those of its own best single drafter. scored: share of the positions at which all "
+        "drafters were scored. Single drafters: exact, in expectation. .93: discount, .03: share, .5: beta."
+    )
+    domains = list(next(iter(totals.values()))["domains"])
+    shown = domains if len(domains) > 1 else []
+    table = _table(["replayed"], [*(d or "-" for d in shown), "all", "MAT", "regret", "extra", "scored"])
+    for kind in KINDS:
+        members = [(name, total) for name, total in totals.items() if total["kind"] == kind]
+        for name, total in sorted(members, key=lambda member: -member[1]["relative"]):
+            marks = ["*" if kind == "single" and total["domains"][d] == 1 else "" for d in shown]
+            table.add_row(
+                name,
+                *(f"{mark}{total['domains'][d]:.2f}" for mark, d in zip(marks, shown, strict=True)),
+                f"{total['relative']:.2f}",
+                f"{total['mean_acceptance_length']:.2f}",
+                f"{total['token_regret']:.2f}",
+                f"{total['stopping_time_regret']:+.1f}",
+                f"{total['scored']:.0%}",
+            )
+        table.add_section()
+    return Group(Text(title), table, Text(caption))
 
 
 def _mat(found: Mapping[str, Any]) -> float:

@@ -83,7 +83,7 @@ class Experiment:
         for number, name in self.order():
             query, rounds = (start or self.start)(number, name)
             self.queries[name].append(query)
-            where = {"query": number, "policy": name}
+            where = {"query": number, "policy": name, "domain": query.domain}
             label = f"{query.domain} {name}".strip()
             try:
                 watch(label, query, trace.keep(rounds, where) if trace else rounds)

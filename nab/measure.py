@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from nab.decode import Evaluation, Round, decode, until
-from nab.losses import Length, Token, expected_rounds, plug_in_length
+from nab.losses import Length, Token, expected_rounds
 from nab.selector import Chooses
 from nab.sim.regret import regret
-from nab.sim.replay import replay
+from nab.sim.replay import replay, round_lengths
 from nab.types import Floats, LanguageModel, Objective
 
 REPLAYS = 8
@@ -138,13 +138,11 @@ class Query:
     def replayed(self, policy: Callable[[Any], Chooses], rng: np.random.Generator) -> tuple[float, int]:
         """Tokens and rounds of selectors of ``policy`` on the scored part of this answer, over replays.
 
-        The tokens of a round are those that its drafter could expect there. Their sum has the text's length
-        as its mean (optional stopping) and moves with the number of rounds, so the quotient is the selector's
-        mean acceptance length without most of the noise of acceptance.
+        The tokens of a round are those that its drafter could expect there, ``round_lengths``, so that the
+        quotient is the selector's mean acceptance length without most of the noise of acceptance.
         """
         gamma, realised = self.scores()
-        behind = np.zeros((self.draft_len, len(self.names)))  # a round ends with the text
-        lengths = plug_in_length(np.concatenate([realised[:-1], behind]), self.draft_len)
+        lengths = round_lengths(realised, self.draft_len)
         seeds, tokens, rounds = rng.spawn(2 * REPLAYS), 0.0, 0
         for choosing, drawing in zip(seeds[::2], seeds[1::2], strict=True):
             selector = policy(choosing)

@@ -13,6 +13,7 @@ import numpy as np
 from nab.experiment import FIXED, PLAIN
 from nab.losses import Token
 from nab.measure import Query
+from nab.replays import KINDS
 
 
 def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None:
@@ -100,6 +101,63 @@ def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) 
     axes.set_ylabel("mean acceptance length\n(tokens per target forward)")
     axes.margins(y=0.08)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, path)
+
+
+REPLAYED = dict(zip(KINDS, ["#0072B2", "#56B4E9", "#D55E00", "#000000", "#999999"], strict=True))
+"""Colours that the colour-blind tell apart too (Okabe and Ito 2008)."""
+
+
+def replays(
+    table: Sequence[Mapping[str, Any]], totals: Mapping[str, Mapping[str, Any]], path: Path, title: str
+) -> None:
+    """Mean acceptance length over that of the domain's best single drafter: a panel a domain, a row a policy.
+
+    Args:
+        table: of ``nab.replays.compared``.
+        totals: of ``nab.replays.totals``.
+        path: picture to write.
+        title: above it.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    singles = [name for name, total in totals.items() if total["kind"] == "single"]
+    policies = [name for name in totals if name not in singles]
+    policies.sort(key=lambda name: (KINDS.index(totals[name]["kind"]), -totals[name]["relative"]))
+    domains = list(totals[singles[0]]["domains"])
+    panels = [None, *domains] if len(domains) > 1 else [None]
+    columns = min(len(panels), 4)
+    bands = -(-len(panels) // columns)
+    height = 0.19 * (len(policies) + 1) + 0.7
+    figure = Figure(figsize=(2.2 + 2.3 * max(columns, 2), bands * height + 0.9), layout="constrained")
+    grid = figure.subplots(bands, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, domain in zip(grid.flat, panels, strict=False):
+        rows = [row for row in table if domain in (None, row["domain"])]
+        axes.axvline(1, color="0.3", lw=1, ls=":")
+        for place, name in enumerate([*policies, *singles]):
+            total, y = totals[name], min(place, len(policies))
+            colour = REPLAYED[total["kind"]]
+            if total["kind"] != "single":
+                each = [row["of_domain_best"] for row in rows if row["policy"] == name]
+                axes.plot(each, [y] * len(each), "|", color=colour, ms=6, alpha=0.5)
+            pooled = total["relative"] if domain is None else total["domains"][domain]
+            axes.plot(pooled, y, "o", color=colour, ms=4.5)
+        axes.set_title("all texts" if domain is None else domain or "no domain", size="medium")
+        axes.set_ylim(len(policies) + 0.6, -0.6)
+        axes.set_yticks(range(len(policies) + 1), [*policies, "single drafters"], size=8)
+        axes.grid(axis="y", color="0.92")
+        axes.set_axisbelow(True)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes in grid.flat[max(len(panels) - columns, 0) : len(panels)]:
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.set_xlabel("MAT / best single drafter's", size=8)
+    keys = [Line2D([], [], color=colour, marker="o", ls="", ms=4.5) for colour in REPLAYED.values()]
+    keys.append(Line2D([], [], color="0.3", marker="|", ls="", ms=6))
+    names = ["learner", "learner, mode played", "bandit", "uniform", "single drafter", "one text"]
+    figure.legend(keys, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize="medium")
     _save(figure, path)
 

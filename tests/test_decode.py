@@ -9,6 +9,7 @@ from enumeration import outcomes
 import nab
 from nab import sampling
 from nab.decode import Evaluation
+from nab.learners.bandits import EXP3, UCBSpec
 from nab.sim import Markov
 
 RNG = np.random.default_rng(20251020)
@@ -47,6 +48,8 @@ SELECTORS = {
     "normal-hedge": lambda rng: nab.Selector(nab.NormalHedge(), 2, rng=rng),
     "hedge, delayed": lambda rng: nab.Selector(nab.Hedge(rate=2.0), 2, objective=nab.Length(2), rng=rng),
     "argmax": lambda rng: nab.Selector(nab.Hedge(rate=2.0), 2, pick=nab.selector.argmax, rng=rng),
+    "exp3": lambda rng: nab.BanditSelector(EXP3(rate=2.0), 2, draft_len=2, rng=rng),
+    "ucb-spec": lambda rng: nab.BanditSelector(UCBSpec(2), 2, draft_len=2, rng=rng),
     "uniform": lambda rng: nab.Constant([0.5, 0.5], rng=rng),
 }
 
@@ -142,6 +145,16 @@ def test_a_constant_selector_never_pays_for_evaluation():
     rounds = nab.decode(TARGET, [LOOKUP, Counted()], nab.Constant([1.0, 0.0]), [0], draft_len=2, rng=0)
     assert all(r.gamma is None for r in nab.until(rounds, max_new_tokens=50))
     assert Counted.calls == 0
+
+
+def test_a_bandit_learns_from_what_its_rounds_emitted_and_never_evaluates():
+    selector = nab.BanditSelector(EXP3(rate=2.0), 2, draft_len=2, rng=1)
+    state = selector.state
+    rounds = nab.decode(TARGET, POOL, selector, [0], draft_len=2, rng=0)
+    for round_, _ in zip(rounds, range(50), strict=False):
+        np.testing.assert_array_equal(round_.probs, EXP3(rate=2.0).probs(state))
+        assert round_.gamma is round_.realised is None
+        state = EXP3(rate=2.0).update(state, round_.choice, 1 - round_.accepted / 2)
 
 
 def test_until_stops_behind_a_stop_token_inside_a_round():

@@ -22,6 +22,7 @@ LEVELS = [  # a module imports only from its own level and those before it
     {"nab.measure", "nab.prompts"},
     {"nab.backends"},
     {"nab.experiment"},
+    {"nab.replays"},
     {"nab.console", "nab.plots"},
     {"nab.cli", "nab.__main__"},
 ]

@@ -1,5 +1,7 @@
 """A replay has the law of the decoder given the text, by exact enumeration; a broken twin has not."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from enumeration import outcomes
@@ -8,11 +10,13 @@ from test_decode import POOL, SELECTORS, TARGET
 import nab
 from nab import measure
 from nab.decode import Evaluation
+from nab.learners.bandits import EXP3
 from nab.sim import replay
 
 LENGTH, DRAFT_LEN = 3, 2
 
 
+@cache
 def decoded_laws(make_selector):
     """The law of what a round chose and emitted, per text: ``{text: {rounds: probability}}``."""
     laws = {}
@@ -43,13 +47,13 @@ def replayed_law(make_selector, text, power=1):
     return law
 
 
-def distance(make_selector, power=1):
+def distance(make_selector, power=1, other=None):
     """Largest difference of probabilities, over texts and what may have happened on them."""
     worst = 0.0
     for text, law in decoded_laws(make_selector).items():
-        other = replayed_law(make_selector, text, power)
+        found = replayed_law(other or make_selector, text, power)
         mass = sum(law.values())
-        worst = max(worst, *(abs(law.get(k, 0) / mass - other.get(k, 0)) for k in law | other))
+        worst = max(worst, *(abs(law.get(k, 0) / mass - found.get(k, 0)) for k in law | found))
     return worst
 
 
@@ -58,8 +62,20 @@ def test_a_replay_has_the_law_of_the_decoder_given_the_text(name):
     assert distance(SELECTORS[name]) < 1e-12
 
 
-def test_the_same_test_rejects_a_replay_with_other_acceptances():
-    assert distance(SELECTORS["uniform"], power=2) > 1e-3
+@pytest.mark.parametrize("name", ["uniform", "exp3"])
+def test_the_same_test_rejects_a_replay_with_other_acceptances(name):
+    assert distance(SELECTORS[name], power=2) > 1e-3
+
+
+def test_the_same_test_rejects_a_replay_whose_bandit_is_told_other_lengths():
+    class Misled(nab.BanditSelector):
+        def observe(self, emitted, evaluate):
+            super().observe(self.draft_len + 2 - emitted, evaluate)
+
+    def replayed(rng):
+        return Misled(EXP3(rate=2.0), 2, draft_len=DRAFT_LEN, rng=rng)
+
+    assert distance(SELECTORS["exp3"], other=replayed) > 1e-3
 
 
 @pytest.mark.parametrize("name", SELECTORS)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nab
-from nab.learners import AdaNormalHedgeTV, Interleaved, Squint
+from nab.learners import AdaNormalHedgeTV, Interleaved, Squint, bandits
 from nab.selector import Before, argmax, coupled, draw
 
 
@@ -72,10 +72,62 @@ def test_a_restored_selector_continues_bit_for_bit(learner, objective):
     assert second.state_dict() == first.state_dict()
 
 
+BANDITS = [
+    bandits.UCB1(), bandits.MetaSD(), bandits.UCBSpec(4), bandits.EXP3(), bandits.EXP3IX(),
+    bandits.EXP3Spec(4), bandits.Thompson(), bandits.EpsilonGreedy(window=3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bandit", BANDITS, ids=str)
+def test_a_restored_bandit_continues_bit_for_bit(bandit):
+    first = nab.BanditSelector(bandit, 3, draft_len=4, rng=7)
+    lengths = np.random.default_rng(0).integers(1, 6, 60)
+    for emitted in lengths[:30]:
+        first.observe(emitted, None)
+    second = nab.BanditSelector(bandit, 3, draft_len=4, rng=99)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for emitted in lengths[30:]:
+        assert second.choice == first.choice
+        np.testing.assert_array_equal(second.probs, first.probs)
+        first.observe(emitted, None)
+        second.observe(emitted, None)
+    assert second.state_dict() == first.state_dict()
+
+
+@pytest.mark.parametrize(("emitted", "loss"), [(1, 1.0), (3, 0.5), (5, 0.0)])
+def test_a_bandit_is_told_the_share_of_the_draft_that_was_missed(emitted, loss):
+    selector = nab.BanditSelector(bandits.UCB1(), 3, draft_len=4, rng=0)
+    played = selector.choice
+    assert selector.observe(emitted, None) is None
+    assert selector.state.losses.tolist() == [loss * (i == played) for i in range(3)]
+    assert selector.state.counts.sum() == selector.state.counts[played] == 1
+
+
+@pytest.mark.parametrize("pair", [(bandits.UCB1(), bandits.MetaSD(1)), (bandits.EXP3(), bandits.EXP3Spec(4))])
+def test_bandits_that_differ_in_their_loss_alone_are_one_here(pair):
+    first, second = (nab.BanditSelector(bandit, 3, draft_len=4, rng=7) for bandit in pair)
+    for emitted in np.random.default_rng(0).integers(1, 6, 60):
+        np.testing.assert_array_equal(second.probs, first.probs)
+        first.observe(emitted, None)
+        second.observe(emitted, None)
+
+
+@pytest.mark.parametrize("emitted", [0, 6])
+def test_a_length_that_no_round_has_is_named(emitted):
+    selector = nab.BanditSelector(bandits.UCB1(), 3, draft_len=4)
+    with pytest.raises(ValueError, match=rf"emitted must lie in 1 .. 5, got {emitted}"):
+        selector.observe(emitted, None)
+    with pytest.raises(ValueError, match="draft_len must be at least 1, got 0"):
+        nab.BanditSelector(bandits.UCB1(), 3, draft_len=0)
+
+
 def test_a_state_over_another_number_of_drafters_is_refused():
     saved = nab.Selector(nab.NormalHedge(), 5).state_dict()
     with pytest.raises(ValueError, match="over 5 drafters, this selector over 3"):
         nab.Selector(nab.NormalHedge(), 3).load_state_dict(saved)
+    saved = nab.BanditSelector(bandits.UCB1(), 5, draft_len=4).state_dict()
+    with pytest.raises(ValueError, match="over 5 drafters, this selector over 3"):
+        nab.BanditSelector(bandits.UCB1(), 3, draft_len=4).load_state_dict(saved)
 
 
 def test_argmax_plays_the_mode_and_sample_plays_the_law():

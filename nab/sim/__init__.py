@@ -12,11 +12,13 @@ from nab.sim.regret import (
     tracking_regret,
 )
 from nab.sim.replay import replay
-from nab.sim.trace import TraceWriter
+from nab.sim.trace import Trace, TracedQuery, TraceWriter, read_trace
 
 __all__ = [
     "Markov",
+    "Trace",
     "TraceWriter",
+    "TracedQuery",
     "best_sequence",
     "bounds",
     "cost",
@@ -26,6 +28,7 @@ __all__ = [
     "play",
     "play_bandit",
     "quantile",
+    "read_trace",
     "regret",
     "replay",
     "stopping_time_regret",

@@ -8,17 +8,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nab.losses import plug_in_length
 from nab.selector import Chooses
 from nab.types import Floats
 
 
 class Replayed(NamedTuple):
-    """A round of a replay: first position, drafter, law it was drawn from ``(n,)``, tokens emitted."""
+    """A round of a replay.
+
+    First position, drafter, the law it was drawn from ``(n,)``, tokens emitted, and positions at which the
+    selector then had all drafters scored.
+    """
 
     start: int
     choice: int
     probs: Floats
     emitted: int
+    scored: int
 
 
 def replay(
@@ -60,9 +66,30 @@ def replay(
                 break
             accepted += 1
         emitted = min(accepted + 1, len(realised) - start)
-        selector.observe(emitted, partial(_scores, gamma, realised, slice(start, start + emitted)))
-        yield Replayed(start, choice, probs, emitted)
+        scores = selector.observe(emitted, partial(_scores, gamma, realised, slice(start, start + emitted)))
+        yield Replayed(start, choice, probs, emitted, len(scores[0]) if scores else 0)
         start += emitted
+
+
+def round_lengths(realised: Floats, draft_len: int) -> Floats:
+    """Tokens that a round of each drafter emits in expectation, given the text, by its first position.
+
+    A round ends with the text. Over a replay, the lengths of its rounds add up to the text's in the mean
+    (optional stopping), and move with the number of rounds: their quotient is the replay's mean acceptance
+    length without most of the noise of acceptance.
+
+    Args:
+        realised: ``(positions, n)`` in [0, 1], all positions of the text, at least one.
+        draft_len: drafted tokens per round, at least 1.
+
+    Returns:
+        ``(positions, n)`` lengths in [1, draft_len + 1].
+
+    >>> round_lengths(np.ones((4, 1)), 2)[:, 0].tolist()
+    [3.0, 3.0, 2.0, 1.0]
+    """
+    behind = np.zeros((draft_len, realised.shape[1]))
+    return plug_in_length(np.concatenate([realised[:-1], behind]), draft_len)
 
 
 def _scores(gamma: Floats, realised: Floats, rows: slice) -> tuple[Floats, Floats]:

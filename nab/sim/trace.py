@@ -3,7 +3,7 @@
 The first record is the header (``kind: header``: version, command, seed, models, dtype, hardware, drafter
 names, draft length). Then come ``round`` records, one per target forward, and behind the rounds of each query
 one ``query`` record with its metrics. ``gamma`` and ``realised`` stand in the rounds where the selector asked
-for them, otherwise in the query record.
+for them, otherwise in the query record. ``read_trace`` reads all of it back, every bit of it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,36 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from nab.decode import Round
+from nab.decode import Round, Seconds
+from nab.types import Floats, Objective
+
+FORMAT = 1
+"""Of the records; another one is refused."""
+
+HEADER = {
+    "format": int,
+    "version": str,
+    "command": str,
+    "seed": int,
+    "target": str,
+    "drafters": list,
+    "dtype": str,
+    "draft_len": int,
+    "device": str,
+    "processor": str,
+}
+"""What a header holds at least, and of which type."""
+
+WHERE = {"query": int, "policy": str, "domain": str}
+"""What every other record holds: number of the prompt, name of the policy, label of the prompt."""
 
 
 class TraceWriter:
@@ -28,10 +50,16 @@ class TraceWriter:
 
     Args:
         path: file to write; its folder is made, an existing file is replaced.
-        header: what to know about the run, plain JSON types.
+        header: what to know about the run, plain JSON types: at least the fields of ``HEADER``, without
+            ``format``.
+
+    Raises:
+        ValueError: on a header without one of them, before anything is written.
     """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        header = {"format": FORMAT, **header}
+        _check_header(header)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", encoding="utf-8")
         self.write("header", header)
@@ -43,7 +71,7 @@ class TraceWriter:
         self._file.flush()
 
     def keep(self, rounds: Iterable[Round], where: dict[str, Any]) -> Iterator[Round]:
-        """Hand on ``rounds``, appending each; ``where`` says which query they belong to."""
+        """Hand on ``rounds``, appending each; ``where`` says which query they belong to, see ``WHERE``."""
         for round_ in rounds:
             self.write("round", {**where, **asdict(round_), "seconds": round_.seconds._asdict()})
             yield round_
@@ -73,3 +101,300 @@ def processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class TracedQuery:
+    """One answer of a trace.
+
+    Args:
+        number: of the prompt, from 0.
+        policy: name of what chose the drafters.
+        domain: label of the prompt, may be empty.
+        rounds: in order; ``start`` of the first one is the length of the prompt.
+        gamma: acceptance probabilities of the scored positions, from the first on, ``(positions, n)``: all of
+            the answer's, or less of it where the trace breaks off; none of plain decoding.
+        realised: likewise.
+        metrics: what the trace says of the whole answer; None where it breaks off before.
+    """
+
+    number: int
+    policy: str
+    domain: str
+    rounds: tuple[Round, ...]
+    gamma: Floats
+    realised: Floats
+    metrics: dict[str, Any] | None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The answer's tokens."""
+        return [token for round_ in self.rounds for token in round_.emitted]
+
+    @property
+    def played(self) -> Floats:
+        """The law in force at each scored position, ``(positions, n)``."""
+        laws = [round_.probs for round_ in self.rounds for _ in round_.emitted]
+        return np.array(laws).reshape(-1, self.gamma.shape[1])[: len(self.gamma)]
+
+    def losses(self, objective: Objective) -> Floats:
+        """The loss matrix, ``(positions - window + 1, n)``: what ``nab.sim.play`` and ``regret`` take."""
+        return objective(self.gamma, self.realised)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace that was read.
+
+    Args:
+        path: where it was.
+        header: what is known about the run, the fields of ``HEADER`` at least.
+        queries: in the order of the file.
+        broken_off: where and how the file ends too early; empty if it does not. Whoever shows results of a
+            trace says so.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    queries: tuple[TracedQuery, ...]
+    broken_off: str
+
+    @property
+    def drafters(self) -> list[str]:
+        """Their names, n of them."""
+        return list(self.header["drafters"])
+
+    @property
+    def draft_len(self) -> int:
+        """Drafted tokens a round."""
+        return int(self.header["draft_len"])
+
+    @property
+    def policies(self) -> list[str]:
+        """Names of the policies, in the order of their first answers."""
+        return list(dict.fromkeys(query.policy for query in self.queries))
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace back, line by line; what ``TraceWriter`` wrote comes back to the last bit.
+
+    A crash leaves a last line that is cut off, or an answer without its last record: what is complete is
+    kept, and ``broken_off`` says so.
+
+    Raises:
+        ValueError: naming the file and the line that is no record of a trace: no JSON, not UTF-8, of another
+            format or kind, out of order, with a missing field, another shape, or a number outside its range
+            (NaN included); or if the file is empty.
+    """
+    reader = None
+    broken_off = ""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if reader is None:
+                    reader = _Reader(_parsed(line))
+                elif _is_cut(line):
+                    broken_off = f"{path}, line {number} is cut off"
+                else:
+                    reader.take(_parsed(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    if reader is None:
+        raise ValueError(f"{path} is empty: a trace begins with a header")
+    if reader.rounds:
+        where = f"the answer to prompt {reader.where[0] + 1} under {reader.where[1]} is not complete"
+        broken_off = f"{broken_off or path}: {where}"
+        reader.close(None)
+    return Trace(path, reader.header, tuple(reader.queries), broken_off)
+
+
+class _Reader:
+    """Takes the records of a trace one by one; ``queries`` are those that are closed.
+
+    Of the open one it knows ``where`` it belongs, its ``rounds``, and how many ``tokens`` they have emitted
+    and ``scored``.
+    """
+
+    def __init__(self, header: dict[str, Any]) -> None:
+        if header.pop("kind") != "header":
+            raise ValueError("a trace begins with a header")
+        _check_header(header)
+        self.header = header
+        self.n = len(header["drafters"])
+        self.queries: list[TracedQuery] = []
+        self._open()
+
+    def _open(self) -> None:
+        self.where: tuple[Any, ...] = ()
+        self.rounds: list[Round] = []
+        self.tokens = self.scored = 0
+        self._scores = [np.empty((2, 0, self.n))]
+
+    def take(self, record: dict[str, Any]) -> None:
+        """One record behind the header."""
+        kind = record.pop("kind")
+        if kind not in ("round", "query"):
+            raise ValueError(f"kind must be round or query behind the header, got {kind!r}")
+        where = tuple(_typed(record, name, of) for name, of in WHERE.items())
+        if self.where not in ((), where):
+            raise ValueError(f"a record of {where} before that of {self.where} is closed")
+        if not self.rounds and where[:2] in {(query.number, query.policy) for query in self.queries}:
+            raise ValueError(f"a second answer to {where}")
+        self.where = where
+        rest = {name: value for name, value in record.items() if name not in WHERE}
+        if kind == "query":
+            self.close(rest)
+            return
+        self.rounds.append(round_ := _round(rest, self))
+        self.tokens += len(round_.emitted)
+        if round_.gamma is not None and round_.realised is not None:
+            self.scored = self.tokens
+            self._scores.append(np.stack([round_.gamma, round_.realised]))
+
+    def close(self, metrics: dict[str, Any] | None) -> None:
+        """End the open answer, with the scores its last record holds if the rounds hold none."""
+        if metrics and ("gamma" in metrics or "realised" in metrics):
+            if self.scored:
+                raise ValueError("scores in the rounds and in the record of the query")
+            gamma, realised = _scores(metrics, self.n)
+            # Ctrl-C may come between a round and its record
+            if not 0 <= len(gamma) - self.tokens <= self.header["draft_len"] + 1:
+                raise ValueError(f"{len(gamma)} scored positions of {self.tokens} tokens")
+            self._scores.append(np.stack([gamma, realised])[:, : self.tokens])
+            metrics = {name: value for name, value in metrics.items() if name not in ("gamma", "realised")}
+        gamma, realised = np.concatenate(self._scores, axis=1)
+        number, policy, domain = self.where
+        rounds = tuple(self.rounds)
+        self.queries.append(TracedQuery(number, policy, domain, rounds, gamma, realised, metrics))
+        self._open()
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The record of a line."""
+    try:
+        record = json.loads(line.decode(), parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"no JSON: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        raise ValueError("expected a JSON object with a kind")
+    return record
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of a trace")
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether a line is the beginning of a record, written when the writer died; only a last one can be."""
+    begin = b'{"kind": "'
+    if line.endswith(b"\n") or line[: len(begin)] != begin[: len(line)]:
+        return False
+    try:
+        json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return True
+    return False
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    """Raise ValueError unless a header holds the fields of ``HEADER``."""
+    if _typed(header, "format", int) != FORMAT:
+        raise ValueError(
+            f"format must be {FORMAT}, got {header['format']}: written by another version of nab"
+        )
+    for name, of in HEADER.items():
+        _typed(header, name, of)
+    names = header["drafters"]
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"drafters must be different names, at least one, got {names}")
+    if header["draft_len"] < 0:
+        raise ValueError(f"draft_len must be at least 0, got {header['draft_len']}")
+
+
+def _typed(record: dict[str, Any], name: str, of: type) -> Any:
+    """A field of a record, which must be there and of this type."""
+    if name not in record:
+        raise ValueError(f"{name} is missing")
+    if type(record[name]) is not of:
+        raise ValueError(f"{name} must be of type {of.__name__}, got {record[name]!r}")
+    return record[name]
+
+
+def _count(record: dict[str, Any], name: str, low: int, high: float) -> int:
+    """A whole number of a record, in ``low .. high``."""
+    value = _typed(record, name, int)
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie in {low} .. {high:g}, got {value}")
+    return int(value)
+
+
+def _array(record: dict[str, Any], name: str) -> Floats:
+    """An array of a record, in [0, 1]."""
+    values = _typed(record, name, list)
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):  # rows of several lengths
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "if":
+        raise ValueError(f"{name} must be an array of numbers")
+    outside = array[~((array >= 0) & (array <= 1))]
+    if outside.size:
+        raise ValueError(f"{name} must lie in [0, 1], got {outside.flat[0]}")
+    return array.astype(np.float64)
+
+
+def _scores(record: dict[str, Any], n: int) -> tuple[Floats, Floats]:
+    """``gamma`` and ``realised`` of a record, each ``(positions, n)``."""
+    gamma, realised = (_array(record, name) for name in ("gamma", "realised"))
+    if gamma.shape == realised.shape == (0,):
+        return np.empty((0, n)), np.empty((0, n))
+    if gamma.ndim != 2 or gamma.shape[1] != n or gamma.shape != realised.shape:
+        shapes = f"{gamma.shape} and {realised.shape}"
+        raise ValueError(f"gamma and realised must have the shape (positions, {n}), got {shapes}")
+    return gamma, realised
+
+
+def _round(record: dict[str, Any], before: _Reader) -> Round:
+    """A round, held to its own numbers and to the rounds before it."""
+    known = [field.name for field in fields(Round)]
+    if set(record) != set(known):
+        raise ValueError(f"a round has the fields {', '.join(known)}; got {', '.join(record)}")
+    first = before.rounds[0].start if before.rounds else _count(record, "start", 0, np.inf)
+    start = _count(record, "start", first + before.tokens, first + before.tokens)
+    drafted = _count(record, "drafted", 0, before.header["draft_len"])
+    accepted = _count(record, "accepted", 0, drafted)
+    emitted = _typed(record, "emitted", list)
+    if not all(type(token) is int and token >= 0 for token in emitted):
+        raise ValueError(f"emitted must be token ids, got {emitted}")
+    if not max(accepted, 1) <= len(emitted) <= accepted + 1:
+        raise ValueError(f"emitted must be the {accepted} accepted tokens and the next one, got {emitted}")
+    probs = _array(record, "probs")
+    if probs.shape != (before.n,) or abs(probs.sum() - 1) > 1e-6:
+        raise ValueError(f"probs must be a law over {before.n} drafters, got {probs.tolist()}")
+    gamma, realised = _round_scores(record, before, len(emitted))
+    seconds = _seconds(_typed(record, "seconds", dict))
+    choice = _count(record, "choice", 0, before.n - 1)
+    return Round(start, choice, probs, drafted, accepted, tuple(emitted), gamma, realised, seconds)
+
+
+def _round_scores(
+    record: dict[str, Any], before: _Reader, emitted: int
+) -> tuple[Floats, Floats] | tuple[None, None]:
+    """``gamma`` and ``realised`` of a round: of all positions up to its end that had none yet."""
+    if record["gamma"] is None and record["realised"] is None:
+        return None, None
+    gamma, realised = _scores(record, before.n)
+    unscored = before.tokens + emitted - before.scored
+    if len(gamma) != unscored:
+        raise ValueError(f"gamma and realised must have {unscored} rows, got {len(gamma)}")
+    return gamma, realised
+
+
+def _seconds(record: dict[str, Any]) -> Seconds:
+    if tuple(record) != Seconds._fields:
+        raise ValueError(f"seconds has the fields {', '.join(Seconds._fields)}; got {', '.join(record)}")
+    if not all(isinstance(value, float | int) and isfinite(value) for value in record.values()):
+        raise ValueError(f"seconds must be finite numbers, got {record}")
+    return Seconds(**record)
