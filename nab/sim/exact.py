@@ -3,9 +3,9 @@
 A *state* is the last ``order`` tokens, where ``order`` is the larger of the target's and the drafter's, as a
 number in base ``vocab`` whose last digit is the last token; with models of order 1 it is the last token.
 
-Almost everything follows from the *law of a round*, ``law[s, k, r]``: the probability that a round that starts
-in state s emits ``k + 1`` tokens and leaves state r. Laws of rounds mix like any others: of a choice drawn with
-fixed probabilities ``w``, whatever the state, the law is ``np.tensordot(w, laws, 1)``.
+Almost everything follows from the *law of a round*, ``law[s, k, r]``: the probability that a round from s
+emits ``k + 1`` tokens and leaves state r. Laws of rounds mix like any others: where the drafter is drawn with
+fixed probabilities ``w``, the law is ``np.tensordot(w, laws, 1)``.
 
 >>> target, drafter = Markov(np.full((2, 2), 0.5)), Markov(np.array([[0.9, 0.1], [0.5, 0.5]]))
 >>> law = round_law(target, drafter, draft_len=2)
@@ -146,9 +146,9 @@ def mean_acceptance_length(law: Floats) -> float:
 def potential(law: Floats) -> Floats:
     """What a start in each state is worth, in tokens, over the stationary one: g, ``(states,)``.
 
-    It solves Poisson's equation ``g = lengths - MAT + P g``, with P the chain of states between rounds. So the
-    lengths L_t of T rounds, from states S_t, have ``sum_t (L_t - MAT) = M_T + g(S_0) - g(S_T)`` with a martingale
-    M_T, whose steps are ``L_t - MAT + g(S_t+1) - g(S_t)``: ``deviations`` says how far a run may stray.
+    It solves Poisson's equation ``g = lengths - MAT + P g``, with P the chain of states between rounds. So
+    lengths L_t of T rounds, from states S_t, have ``sum_t (L_t - MAT) = M_T + g(S_0) - g(S_T)``, where M_T is
+    a martingale with steps ``L_t - MAT + g(S_t+1) - g(S_t)``, the ``deviations``.
     """
     chain = law.sum(1)
     start, length = stationary(chain), lengths(law)
@@ -231,8 +231,9 @@ def estimators(
     """Exact moments of three estimates of a round's length from ``draft_len`` verified positions.
 
     All are ``1 + Y_1`` with ``Y_k = c_k + b_k Y_{k+1}``, zero behind the window: ``unbiased`` with
-    ``c, b = gamma, a`` (``nab.losses.expected_length``), ``plug-in`` with ``gamma, gamma`` (``plug_in_length``),
-    ``ratio`` with ``a, a``: ``1 + sum_k prod_{j<=k} a_j``. So their moments follow backwards, state by state.
+    ``c, b = gamma, a`` (``nab.losses.expected_length``), ``plug-in`` with ``gamma, gamma``
+    (``plug_in_length``), ``ratio`` with ``a, a``, that is ``1 + sum_k prod_{j<=k} a_j``. So their moments
+    follow backwards, state by state.
 
     Returns:
         Moments by name.

@@ -45,9 +45,9 @@ class Markov:
         """Laws at ``start .. len(tokens)``, with ``start >= order``."""
         if not self.order <= start <= len(tokens):
             raise ValueError(f"start must lie in [{self.order}, {len(tokens)}], got {start}")
-        positions = np.arange(start, len(tokens) + 1)
-        history = np.asarray(tokens, dtype=np.int64)
-        return np.asarray(self.table[tuple(history[positions - back] for back in range(self.order, 0, -1))])
+        history = np.asarray(tokens[start - self.order :], dtype=np.int64)
+        positions = len(tokens) + 1 - start
+        return np.asarray(self.table[tuple(history[k : k + positions] for k in range(self.order))])
 
 
 def domains(
