@@ -1,6 +1,6 @@
 """Simulation without torch: toy language models, plays on loss matrices, bounds, regret, traces, replays."""
 
-from nab.sim import bounds, environments
+from nab.sim import bounds, environments, exact
 from nab.sim.markov import Markov
 from nab.sim.play import draws, lazily, play, play_bandit
 from nab.sim.regret import (
@@ -21,6 +21,7 @@ __all__ = [
     "bounds",
     "draws",
     "environments",
+    "exact",
     "lazily",
     "play",
     "play_bandit",

@@ -119,7 +119,7 @@ def figure(table: pd.DataFrame) -> Figure:
         costs = picks[(picks["rule"] == rule) & (picks["estimator"] == "plug-in")].groupby("draft_len")[
             "cost"
         ]
-        wrong.bar_label(bars, [f"worst\n-{100 * cost:.1f} %" for cost in costs.max()], fontsize=8, padding=2)
+        wrong.bar_label(bars, [f"-{100 * cost:.1f} %" for cost in costs.max()], fontsize=8, padding=2)
     example = table[(table["instance"] < 0) & (table["estimator"] == "plug-in")].iloc[0]
     off = 100 * (example["mean"] / example["length"] - 1)
     bias.plot(0, off, "*", color="black", ms=9)
@@ -128,10 +128,10 @@ def figure(table: pd.DataFrame) -> Figure:
         note, (0, off), (-4, 30), textcoords="offset points", fontsize=8, arrowprops={"arrowstyle": "-"}
     )
     bias.axhline(0, color="0.6", lw=0.8)
-    bias.set(ylabel="bias of the plug-in, % of the length", title="median, quartiles, extremes")
-    spread.set(ylabel="standard deviation, tokens", title="one position, mean over drafters")
+    bias.set(ylabel="% of the true length", title="bias of the plug-in\n(median, quartiles, extremes)")
+    spread.set(ylabel="standard deviation, tokens", title="spread of one estimate\n(mean over drafters)")
     spread.legend(fontsize=8, frameon=False)
-    wrong.set(ylabel="% of instances", title="plug-in prefers a worse drafter")
+    wrong.set(ylabel="% of instances", title="plug-in prefers a worse drafter\n(label: most length lost)")
     wrong.margins(y=0.2)
     wrong.legend(fontsize=8, frameon=False, loc="upper left")
     for axes in (bias, spread, wrong):

@@ -67,7 +67,8 @@ def mat(switch: float, policy: str, groups: int, seed: int) -> Row:
         rounds.append(sum(1 for _ in nab.until(decoded, max_new_tokens=TOKENS)))
     within = np.reshape(rounds, (groups, DOMAINS)).mean(1)
     half = stats.t.ppf(0.995, groups - 1) * stats.sem(within)
-    low, mid, high = (TOKENS / (within.mean() + side * half) for side in (1, 0, -1))
+    fewest, most = TOKENS / (DRAFT_LEN + 1), TOKENS
+    low, mid, high = (TOKENS / np.clip(within.mean() + side * half, fewest, most) for side in (1, 0, -1))
     return {"mat": mid, "low": low, "high": high, "exact": expected(target, pool, policy, starts)}
 
 
