@@ -59,6 +59,12 @@ def test_the_choice_by_exact_means_of_the_unbiased_estimate_is_the_best():
     assert (table["cost"] >= 0).all()
 
 
+def test_the_longest_rounds_from_a_random_position_are_not_always_the_largest_mat():
+    """So no estimate of them, unbiased or not, always finds the best drafter."""
+    table = estimators.choices(estimators.measure(scale=0.1), "mat")
+    assert table.loc[table["estimator"] == "unbiased", "wrong"].any()
+
+
 @pytest.mark.parametrize("study", [censoring, decoding, estimators])
 def test_every_study_gives_a_table_and_a_figure(study):
     table = study.measure(scale=0.01, seed=1)

@@ -5,6 +5,10 @@ length the table has the exact mean and standard deviation of the three estimato
 long text, and the exact length of a round that starts there. The plug-in takes acceptances for independent:
 wrong as soon as what was accepted says something about what comes next, and more so for trees. A learner that
 believes it goes for the drafter with the largest mean estimate, at times not the best one.
+
+Best is here whose rounds are the longest from a random position. The rounds of a drafter start at positions of
+their own, so the one with the largest MAT can be another: ``choices(table, "mat")`` says how often any of the
+three estimators misses that one, which no estimate at random positions sees.
 """
 
 from __future__ import annotations
@@ -75,16 +79,17 @@ def random_instance(random: np.random.Generator) -> tuple[Markov, list[Markov]]:
     return Markov(target), [Markov(each) for each in (1 - shares) * target + shares * others]
 
 
-def choices(table: pd.DataFrame) -> pd.DataFrame:
+def choices(table: pd.DataFrame, by: str = "length") -> pd.DataFrame:
     """Per rule, draft length, estimator and instance: is the drafter of the largest mean a worse one.
 
-    ``cost`` is the share of the best drafter's length that is lost by choosing it.
+    ``cost`` is the share of the best drafter's length that is lost by choosing it; ``by`` is the column that
+    says which is the best, ``length`` or ``mat``.
     """
     keys = ["rule", "draft_len", "estimator", "instance"]
     drawn = table[table["instance"] >= 0]
     picked = drawn.loc[drawn.groupby(keys)["mean"].idxmax()].set_index(keys)
-    best = drawn.groupby(keys)["length"].max()
-    cost = 1 - picked["length"] / best
+    best = drawn.groupby(keys)[by].max()
+    cost = 1 - picked[by] / best
     return pd.DataFrame({"wrong": cost > 1e-9, "cost": cost.clip(lower=0)}).reset_index()
 
 
