@@ -6,9 +6,9 @@ long text, and the exact length of a round that starts there. The plug-in takes 
 wrong as soon as what was accepted says something about what comes next, and more so for trees. A learner that
 believes it goes for the drafter with the largest mean estimate, at times not the best one.
 
-Best is here whose rounds are the longest from a random position. The rounds of a drafter start at positions of
-their own, so the one with the largest MAT can be another: ``choices(table, "mat")`` says how often any of the
-three estimators misses that one, which no estimate at random positions sees.
+Best is here whose rounds are the longest from a random position. The rounds of a drafter start at positions
+of their own, so the one with the largest MAT can be another: ``choices(table, "mat")`` says how often each of
+the three estimators misses that one, which no estimate at random positions sees.
 """
 
 from __future__ import annotations
