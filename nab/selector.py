@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.learners import flat, restored
-from nab.losses import Token
+from nab.losses import Token, expected_length
 from nab.sampling import transport
 from nab.types import Bandit, Evaluate, Floats, Learner, Objective, as_floats
 
@@ -270,3 +270,39 @@ class Constant:
     def observe(self, emitted: int, evaluate: Evaluate) -> None:
         """Choose again."""
         self.choice = draw(self.probs, self._rng.random)
+
+
+class Censored:
+    """One update a round, at once, with lengths from the tokens that the round happened to emit.
+
+    The chunk-level variant (Liu et al. 2025, appendix B.3), kept to show what censoring costs: no drafter's
+    estimate reaches behind the token at which the chosen one stopped. What a deeper drafter would have gained
+    there is not counted, so a learner can stay with one that stops early. ``Selector`` with ``Length`` waits
+    instead.
+
+    Args:
+        selector: a fresh one, with the token loss: the loss it is given is the length loss of the round.
+        draft_len: drafted tokens a round, at least 1.
+    """
+
+    def __init__(self, selector: Selector, draft_len: int) -> None:
+        self._selector = selector
+        self._draft_len = draft_len
+
+    @property
+    def choice(self) -> int:
+        """The drafter of the coming round."""
+        return self._selector.choice
+
+    @property
+    def probs(self) -> Floats:
+        """The law ``choice`` was drawn from, ``(n,)``."""
+        return self._selector.probs
+
+    def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
+        """Score all drafters on the new positions, learn from their one censored length, choose again."""
+        gamma, realised = evaluate()
+        seen = min(len(gamma), self._draft_len)
+        share = expected_length(gamma[:seen], realised[:seen], seen) / (self._draft_len + 1)
+        self._selector.observe(emitted, lambda: (share, share))
+        return gamma, realised

@@ -1,6 +1,6 @@
 """Simulation without torch: toy models, plays on loss matrices, bounds, regret, costs, traces, replays."""
 
-from nab.sim import bounds, cost, environments
+from nab.sim import bounds, cost, environments, exact
 from nab.sim.markov import Markov
 from nab.sim.play import draws, lazily, play, play_bandit
 from nab.sim.regret import (
@@ -24,6 +24,7 @@ __all__ = [
     "cost",
     "draws",
     "environments",
+    "exact",
     "lazily",
     "play",
     "play_bandit",

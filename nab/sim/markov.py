@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from nab.learners.border import checked, whole
 from nab.types import Floats
 
 
@@ -43,6 +45,53 @@ class Markov:
         """Laws at ``start .. len(tokens)``, with ``start >= order``."""
         if not self.order <= start <= len(tokens):
             raise ValueError(f"start must lie in [{self.order}, {len(tokens)}], got {start}")
-        positions = np.arange(start, len(tokens) + 1)
-        history = np.asarray(tokens, dtype=np.int64)
-        return np.asarray(self.table[tuple(history[positions - back] for back in range(self.order, 0, -1))])
+        history = np.asarray(tokens[start - self.order :], dtype=np.int64)
+        positions = len(tokens) + 1 - start
+        return np.asarray(self.table[tuple(history[k : k + positions] for k in range(self.order))])
+
+
+def domains(
+    n: int, letters: int, *, switch: float = 0.02, sharpness: float = 2.0, blur: float = 0.5, rng: Any = None
+) -> tuple[Markov, list[Markov]]:
+    """A target over domains, an expert for each of them, and a generalist: ``n + 1`` drafters.
+
+    Tokens are pairs, ``domain * letters + letter``. With probability ``switch`` a token moves to another
+    domain, any of them alike; its letter then has the law of the domain it is in, given the letter before:
+    ``softmax(sharpness * z)`` with standard normal ``z``. An expert takes the letter laws of its own domain
+    for those of all. The generalist knows every domain, at ``blur`` times the sharpness.
+
+    Args:
+        n: domains, at least 1.
+        letters: in each domain, at least 2.
+        switch: in [0, 1]; needs a second domain if above 0.
+        sharpness: above 0; laws are the nearer to deterministic the higher it is.
+        blur: in (0, 1]; at 1 the generalist is the target.
+        rng: anything ``numpy.random.default_rng`` takes.
+
+    Returns:
+        The target and the drafters, experts in the order of the domains, then the generalist.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    >>> target, drafters = domains(2, 3, rng=0)
+    >>> target.table.shape, len(drafters)
+    ((6, 6), 3)
+    """
+    whole("n", n, 1)
+    whole("letters", letters, 2)
+    checked("sharpness", sharpness)
+    checked("blur", blur, high=1, closed=True)
+    if not 0 <= switch <= (n > 1):
+        raise ValueError(f"switch must lie in [0, {int(n > 1)}] for {n} domains, got {switch}")
+    z = np.random.default_rng(rng).standard_normal((n, letters, letters))
+    moves = np.full((n, n), switch / max(n - 1, 1))
+    np.fill_diagonal(moves, 1 - switch)
+
+    def model(of: Floats, sharpness: float) -> Markov:
+        laws = np.exp(sharpness * of)
+        laws /= laws.sum(-1, keepdims=True)
+        return Markov(np.einsum("de,eab->daeb", moves, laws).reshape(n * letters, n * letters))
+
+    experts = [model(np.broadcast_to(own, z.shape), sharpness) for own in z]
+    return model(z, sharpness), [*experts, model(z, blur * sharpness)]

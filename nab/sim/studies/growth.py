@@ -142,7 +142,9 @@ def figure(table: pd.DataFrame) -> Figure:
     dashed: Any = {"color": "0.55", "linewidth": 1, "linestyle": "--"}
     left.plot(rounds, [bounds.hedge_anytime(8, t) for t in rounds], label="bound of Hedge", **dashed)
     right.plot(n, [bounds.hedge_anytime(k, most) for k in n], label="bound of Hedge", **dashed)
-    left.set(xscale="log", yscale="log", xlabel="rounds T", ylabel="regret, worst adversary", title="8 drafters")
+    left.set(
+        xscale="log", yscale="log", xlabel="rounds T", ylabel="regret, worst adversary", title="8 drafters"
+    )
     right.set(xscale="log", yscale="log", xlabel="drafters n", title=f"T = {most}")
     right.set_xscale("log", base=2)
     right.set_ylim(top=5e5)
