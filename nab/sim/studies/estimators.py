@@ -94,22 +94,22 @@ def choices(table: pd.DataFrame, by: str = "length") -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Per rule, draft length and estimator: bias in per cent of the length, deviation, wrong choices, their cost.
+    """Per rule, draft length and estimator: bias, deviation, wrong choices and what the worst of them costs.
 
-    Wrong choices and what the worst costs, in per cent, by the length that is estimated and by MAT.
+    Bias in per cent of the length, choices and costs in per cent, by the length that is estimated and by MAT.
     """
     keys = ["rule", "draft_len", "estimator"]
     drawn = table[table["instance"] >= 0]
     bias = drawn.assign(bias=100 * (drawn["mean"] / drawn["length"] - 1)).groupby(keys)
     columns = {
-        "bias_min": bias["bias"].min(),
-        "bias_max": bias["bias"].max(),
+        "least": bias["bias"].min(),
+        "most": bias["bias"].max(),
         "deviation": bias["deviation"].mean(),
     }
     for by in ("length", "mat"):
         picks = choices(table, by).groupby(keys)
-        columns |= {f"wrong_by_{by}": 100 * picks["wrong"].mean(), f"cost_by_{by}": 100 * picks["cost"].max()}
-    return pd.DataFrame(columns).round(2).reset_index()
+        columns |= {f"wrong_{by}": 100 * picks["wrong"].mean(), f"cost_{by}": 100 * picks["cost"].max()}
+    return (pd.DataFrame(columns).round(2) + 0.0).reset_index()
 
 
 def figure(table: pd.DataFrame) -> Figure:
