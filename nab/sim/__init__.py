@@ -1,7 +1,7 @@
 """Simulation without torch: toy models, plays on loss matrices, bounds, regret, costs, traces, replays."""
 
 from nab.sim import bounds, cost, environments, exact
-from nab.sim.markov import Markov
+from nab.sim.markov import Markov, domains
 from nab.sim.play import draws, lazily, play, play_bandit
 from nab.sim.regret import (
     best_sequence,
@@ -22,6 +22,7 @@ __all__ = [
     "best_sequence",
     "bounds",
     "cost",
+    "domains",
     "draws",
     "environments",
     "exact",
