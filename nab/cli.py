@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -18,23 +17,14 @@ import numpy as np
 from rich.console import Console
 
 import nab
-from nab import plots, replays
+from nab import offline, plots
 from nab import prompts as prompt_files
-from nab.console import (
-    View,
-    comparison_table,
-    frame_table,
-    progress,
-    replay_table,
-    run_table,
-    same_text_table,
-)
+from nab.console import View, comparison_table, guarded, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.losses import Length, Token
 from nab.prompts import Prompt
 from nab.selector import Constant, Selector
-from nab.sim.trace import TraceWriter, environment, read_trace
-from nab.types import Objective
+from nab.sim.trace import TraceWriter, environment
 
 if TYPE_CHECKING:
     from nab.backends.session import Session
@@ -109,7 +99,7 @@ class Options:
         if name in constants:
             return lambda seed: Constant(constants[name], rng=seed)
         if name in LEARNERS:
-            objective = _objective(self.objective, self.draft_len)
+            objective = Length(self.draft_len) if self.objective == "length" else Token()
             return lambda seed: Selector(LEARNERS[name](), n, objective=objective, rng=seed)
         known = ", ".join([*LEARNERS, *constants])
         raise ValueError(f"unknown selector {name!r}: choose from {known}")
@@ -139,16 +129,12 @@ class Options:
         }
 
 
-def _objective(name: str, draft_len: int) -> Objective:
-    return Length(draft_len) if name == "length" else Token()
-
-
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     """Declare the options of ``Options`` and hand them to ``command`` as one object."""
 
     def collected(debug: bool, **values: Any) -> None:
         own = {name: values.pop(name) for name in list(values) if name not in Options.__annotations__}
-        _guarded(lambda: command(Options(**values), **own), debug)
+        guarded(lambda: command(Options(**values), **own), debug)
 
     collected.__doc__, collected.__name__ = command.__doc__, command.__name__
     path = click.Path(path_type=Path)
@@ -185,20 +171,6 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):
         decorated = option(decorated)
     return decorated  # type: ignore[no-any-return]
-
-
-def _guarded(action: Callable[[], None], debug: bool) -> None:
-    """Run a command; what a person can cause ends in one line and exit status 1, Ctrl-C in 130."""
-    try:
-        action()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if debug:
-            raise
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        sys.exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -248,58 +220,6 @@ def compare(options: Options, jobs: int | None) -> None:
             _report(options, experiment.finished(), console)
 
 
-@main.command()
-@click.argument("study", required=False)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder."
-)
-@click.option("--table", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
-@click.option(
-    "--scale", type=click.FloatRange(0, min_open=True), default=1.0, help="Of all sizes. Default: 1."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--jobs", type=click.IntRange(1), help="Cells side by side. Default: one per processor.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def simulate(
-    *, study: str | None, out: Path, table: str, scale: float, seed: int, jobs: int | None, debug: bool
-) -> None:
-    """Measure a STUDY and write its table and picture; without one, list what there is.
-
-    What is measured is kept as it comes: run the command again to go on where it was interrupted.
-    """
-    _guarded(
-        lambda: _simulate(study, out, table, jobs or os.cpu_count() or 1, {"scale": scale, "seed": seed}),
-        debug,
-    )
-
-
-def _simulate(study: str | None, out: Path, suffix: str, jobs: int, sizes: dict[str, Any]) -> None:
-    from nab.sim import studies
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if study is None:
-        for name in studies.NAMES:
-            console.print(f"[bold]{name}[/bold]: {studies.headline(name)}", highlight=False)
-        return
-    module = studies.load(study)
-    keep = out / f"{study}.cells.jsonl"
-    found = module.measure(jobs=jobs, keep=keep, progress=True, **sizes)
-    path = out / f"{study}.{suffix}"
-    found.to_csv(path, index=False) if suffix == "csv" else found.to_parquet(path)
-    module.figure(found).savefig(out / f"{study}.png", dpi=150)
-    summary = module.summary(found)
-    about = {
-        "version": nab.__version__,
-        **environment(),
-        **sizes,
-        "summary": json.loads(summary.to_json(orient="records")),
-    }
-    (out / f"{study}.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    keep.unlink(missing_ok=True)
-    console.print(frame_table(summary, studies.headline(study)))
-    console.print(f"{path}, {out / study}.json, {out / study}.png", highlight=False)
-
-
 def _report(options: Options, done: Experiment, console: Console) -> None:
     """Tables, JSON and picture of a comparison."""
     if not done.prompts:
@@ -316,71 +236,6 @@ def _report(options: Options, done: Experiment, console: Console) -> None:
         print(json.dumps({"policies": results, "same_text": same_text}, ensure_ascii=False))
     if options.plot:
         plots.comparison(totals, options.plot, title)
-
-
-@main.command()
-@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--policy", help="Whose texts to replay. Default: the first in each trace but plain.")
-@click.option("--objective", type=click.Choice(["token", "length"]), default="token", show_default=True)
-@click.option("--draft-len", type=click.IntRange(1), help="Default: the one recorded.")
-@click.option(
-    "--replays", "times", type=click.IntRange(1), default=8, show_default=True, help="Of each text."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for replay.csv and replay.png.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def replay(debug: bool, **options: Any) -> None:
-    """Replay the texts of traces under every learner, bandit and single drafter; loads no model."""
-    _guarded(lambda: _replay(**options), debug)
-
-
-def _replay(
-    *,
-    traces: Sequence[Path],
-    policy: str | None,
-    objective: str,
-    draft_len: int | None,
-    times: int,
-    seed: int,
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    if out:
-        plots.check(out / "replay.png")
-    found = [read_trace(path) for path in traces]
-    for trace in found:
-        if trace.broken_off:
-            print(f"warning: {trace.broken_off}", file=sys.stderr)
-    answers, draft_len = replays.texts(found, policy), draft_len or replays.draft_length(found)
-    done = replays.replayed(answers, draft_len, _objective(objective, draft_len), replays=times, seed=seed)
-    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 120)
-    rows: list[replays.Row] = []
-    try:
-        for each in progress(console, done, len(answers)):
-            rows += each
-    finally:
-        if rows:
-            table = replays.compared(rows)
-            totals = replays.totals(table)
-            title = (
-                replays.title(rows) + f", draft length {draft_len}, {objective} objective, replays: {times}"
-            )
-            console.print(replay_table(totals, title))
-            if as_json:
-                broken_off = [trace.broken_off for trace in found if trace.broken_off]
-                result = {"broken_off": broken_off, "policies": totals, "rows": table}
-                print(json.dumps(result, ensure_ascii=False))
-            if out:
-                _write_csv(table, out / "replay.csv")
-                plots.replays(table, totals, out / "replay.png", title)
-
-
-def _write_csv(table: Sequence[dict[str, Any]], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
 
 
 def _all_policies(drafters: list[str]) -> list[str]:
@@ -435,3 +290,7 @@ def _same_text(experiment: Experiment, console: Console) -> list[dict[str, Any]]
     if not differences:
         console.print("Every policy produced the same text as plain decoding, on every prompt.")
     return differences
+
+
+main.add_command(offline.replay)
+main.add_command(offline.simulate)

@@ -1,7 +1,8 @@
-"""What a person sees: the answer as it grows, and the tables at the end."""
+"""What a person sees: the answer as it grows, the tables at the end, one line where something is wrong."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
@@ -229,3 +230,17 @@ def _chosen(found: Mapping[str, Any]) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
+
+
+def guarded(action: Callable[[], None], debug: bool) -> None:
+    """Run a command; what a person can cause ends in one line and exit status 1, Ctrl-C in 130."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)

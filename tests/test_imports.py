@@ -24,6 +24,7 @@ LEVELS = [  # a module imports only from its own level and those before it
     {"nab.experiment"},
     {"nab.replays"},
     {"nab.console", "nab.plots"},
+    {"nab.offline"},
     {"nab.cli", "nab.__main__"},
 ]
 
