@@ -4,6 +4,7 @@ Losses are dyadic, so their sums are exact; no bound is met with equality except
 the error of the root that they define (1e-12).
 """
 
+import math
 from itertools import product
 from math import log, sqrt
 
@@ -548,3 +549,90 @@ def test_values_outside_their_range_are_named(ask, message):
 
 def test_one_drafter_leaves_no_regret():
     assert bounds.hedge_anytime(1, 10) == bounds.exp3_ix(1, 10, 0.5) == bounds.hedge_tuned(1, 10) == 0
+
+
+LN2, LN8 = 0.6931471805599453, 2.0794415416798357
+
+
+@pytest.mark.parametrize(
+    ("found", "published"),
+    [
+        (bounds.master(LN8, [0.5, 0.25], [1, 2]), LN8 / 0.25 + (0.5 * 1 + 0.25 * 4) / 8),
+        (bounds.hedge(8, 100, 0.5), LN8 / 0.5 + 0.5 * 100 / 8),
+        (bounds.hedge_tuned(8, 100), sqrt(50 * LN8)),
+        (bounds.hedge_anytime(2, 2), LN2 / sqrt(4 * LN2) + (sqrt(8 * LN2) + sqrt(4 * LN2)) / 8),
+        (bounds.hedge_root(8, 100), sqrt(100 * LN8)),
+        (bounds.hedge_discounted(8, 0.5, [1.0, 0.25]), 0.5 * LN8 / 0.25 + (0.5 * 1 + 0.25) / 4),
+        (bounds.hedge_delayed(8, 0.5, [0, 1, 3]), LN8 / 0.5 + 0.5 * (1 + 3 + 7) / 8),
+        (bounds.interleaved(8, 100, 3, 0.5), 4 * LN8 / 0.5 + 0.5 * 100 / 8),
+        (bounds.blocks(8, 99, 3, 0.5), 3 * LN8 / 0.5 + 0.5 * 99 / 8),
+        (bounds.optimistic_hedge(8, 5.0), sqrt(9 * LN8)),
+        (bounds.optimistic_stability(8, 0.5, [1, 0.5], [0.25]), LN8 / 0.5 + 0.5 * 1.25 - 0.0625 / 2),
+        (
+            bounds.fixed_share(2, 11, 3, 0.5, 2.0),
+            (LN2 + 3 * log(4) - 7 * log(0.75)) / 2 + 2 * 11 / 8,
+        ),
+        (bounds.switches(0.5, [1, 0.5, 0.5]), 0.25),
+        (bounds.ada_hedge_gap(3.0), 6.0),
+        (bounds.ada_hedge_variance(8, 4.0), 4 * sqrt(LN8) + 4 * LN8 / 3 + 2),
+        (bounds.ada_hedge(8, 16), 4 * sqrt(LN8) + 4 * LN8 / 3 + 2),
+        (bounds.normal_hedge(2.0, 0.5), sqrt(4 * (1 + LN2))),
+        (bounds.normal_hedge_guard(32, 0.5), sqrt(24 * (1 + LN2))),
+        (bounds.normal_hedge_guard(2, 0.5, 0.5), sqrt(0.75 * 1.25 * (1 + LN2))),
+        (bounds.normal_hedge_bh(8.0, 0.5, 2.0), sqrt(16 * (LN2 + LN2))),
+        (bounds.normal_hedge_bh_clock(3.0, 2.0), 8.0),
+        (bounds.ada_normal_hedge_mean([0.0, 3.0]), 1 + 1.5 * (1 + 0.5 * log(4))),
+        (bounds.ada_normal_hedge_mean([0.0, 3.0], [0.75, 0.25]), 1 + 1.5 * (1 + 0.25 * log(4))),
+        (
+            bounds.ada_normal_hedge(2, [0.0, 3.0])[1],
+            sqrt(9 * (LN2 + log(1 + 1.5 * (1 + 0.5 * log(4))))),
+        ),
+        (
+            bounds.ada_normal_hedge_law([0.25, 0.75], [0.0, 3.0]),
+            sqrt(
+                6.75 * (0.25 * log(0.5) + 0.75 * log(1.5) + log(1 + 1.5 * (1 + 0.5 * log(4))) + log(1 + LN2))
+            ),
+        ),
+        (
+            bounds.ada_normal_hedge_tv(2, [5.0], 12, 2)[0],
+            sqrt(15 * log(2 * (1 + 1.5 * (1 + log(9))) * 8 * 12)),
+        ),
+        (
+            bounds.squint(8, 100, [4.0])[0],
+            sqrt(8) * (1 + sqrt(2 * log(8 * (0.5 + log(101))))) + 5 * log(1 + 8 * (1 + 2 * log(101))),
+        ),
+        (bounds.exp3(8, 100), sqrt(1600 * LN8)),
+        (bounds.exp3_anytime(8, 100), 2 * sqrt(800 * LN8)),
+        (
+            bounds.exp3_ix(8, 100, 0.5),
+            2 * sqrt(1600 * LN8) + (sqrt(1600 / LN8) + 1) * log(4),
+        ),
+        (
+            bounds.ucb1([0.0, 0.5, 0.25], 100),
+            8 * log(100) * (2 + 4) + (1 + 3.141592653589793**2 / 3) * 0.75,
+        ),
+        (bounds.thompson(8, 100), sqrt(400 * LN8)),
+        (bounds.full_information_lower(8, 100), sqrt(50 * LN8)),
+        (bounds.bandit_lower(9, 100), 1.5),
+        (bounds.bandit_lower(400, 100), 5.0),
+    ],
+)
+def test_every_bound_has_the_constants_of_its_theorem(found, published):
+    """Worked by hand at one point each: an adversary cannot tell that a bound is too loose."""
+    assert found == pytest.approx(published, rel=1e-12)
+
+
+def test_normal_hedges_theorem_is_the_least_over_its_parameter():
+    n, rounds, eps = 8, 10**6, 0.25
+    d = np.linspace(1e-4, 0.5, 200_001)
+    inside = 3 * (1 + 50 * d) * rounds + 16 * LN8**2 / d * (10.2 / d**2 + LN8)
+    on_grid = sqrt((1 + log(4)) * inside.min())
+    found = bounds.normal_hedge_theorem(n, rounds, eps)
+    assert on_grid * (1 - 1e-6) <= found <= on_grid
+
+
+def test_squints_potential_in_closed_form():
+    """Without variance, ``int_0^1/2 (e^(eta R) - 1) / eta`` is the series ``sum_k (R / 2)^k / (k k!)``."""
+    series = sum(0.5**k / (k * math.factorial(k)) for k in range(1, 30))
+    found = bounds.squint_potential([1.0, 0.0], [0.0, 0.0], [0.25, 0.75])
+    assert found == pytest.approx(0.25 * series, rel=1e-13)

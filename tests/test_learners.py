@@ -292,6 +292,19 @@ def test_tiny_losses_stay_finite(learner, scale):
     np.testing.assert_allclose(laws.sum(1), 1, rtol=1e-12)
 
 
+@pytest.mark.parametrize("rate", [1e-300, 1e-12, 1e12, 1e300])
+@pytest.mark.parametrize(
+    "make",
+    [nab.Hedge, OptimisticHedge, lambda rate: FixedShare(0.1, rate=rate)],
+    ids=["hedge", "hint", "share"],
+)
+def test_extreme_rates_stay_finite(make, rate):
+    losses = np.array([[0.75, 0.25, 1.0], [0.5, 0.75, 1.0], [0.5, 0.5, 1.0]] * 20)
+    laws = laws_of(make(rate), losses)
+    np.testing.assert_allclose(laws.sum(1), 1, rtol=1e-12)
+    assert (laws[1:, 2] <= 1 / 3).all()
+
+
 @every_learner
 def test_long_runs_stay_finite(learner):
     """10^6 rounds where time is no matter (profile nightly), else 3000, in stretches of equal losses."""
