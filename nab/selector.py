@@ -130,8 +130,14 @@ class Selector:
         self.choice = self._pick(self.probs, self._rng.random, before)
 
     def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
-        """Score all drafters on the new positions, feed the losses that are complete, choose again."""
+        """Score all drafters on the new positions, feed the losses that are complete, choose again.
+
+        Raises:
+            ValueError: on scores that are not in [0, 1], or not of shape ``(positions, n)``.
+        """
         gamma, realised = evaluate()
+        for name, scores in (("gamma", gamma), ("realised", realised)):
+            _check_scores(name, scores, len(self.probs))
         new = np.stack([gamma, realised, np.broadcast_to(self.probs, np.shape(gamma))])
         self._pending = np.concatenate([self._pending, new], axis=1)
         losses = self.objective(self._pending[0], self._pending[1])
@@ -237,6 +243,15 @@ class BanditSelector:
         self.choice = saved["choice"]
         self.probs = np.array(saved["probs"])
         self._rng.bit_generator.state = saved["rng"]
+
+
+def _check_scores(name: str, scores: Any, n: int) -> None:
+    array = as_floats(scores)
+    if array.ndim != 2 or not len(array) or array.shape[1] != n:
+        raise ValueError(f"{name} must have shape (positions, {n}), a position at least, got {array.shape}")
+    if not ((array >= 0) & (array <= 1)).all():
+        outside = array[~((array >= 0) & (array <= 1))]
+        raise ValueError(f"{name} must lie in [0, 1], got {outside[0]}")
 
 
 def _plain(state: Any) -> dict[str, Any]:

@@ -783,6 +783,16 @@ def test_ucb_spec_by_hand():
     np.testing.assert_array_equal(follow(UCBSpec(4), 3, history)[0][-1], [1, 0, 0])
 
 
+def test_ucb_spec_has_its_delta():
+    """Arm 1 leads at delta = 1/2, where arm 0 would at 1/4."""
+    history = [(0, 45 / 128)] * 2 + [(1, 0.0)] * 3
+    first, second = indices(ucb_spec_formula, 2, history)
+    assert first < second
+    first, second = indices(lambda *seen: ucb_spec_formula(*seen, delta=0.25), 2, history)
+    assert first > second
+    np.testing.assert_array_equal(follow(UCBSpec(4), 2, history)[0][-1], [0, 1])
+
+
 # Thompson
 
 

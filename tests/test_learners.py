@@ -28,9 +28,10 @@ from nab.learners import (
     flat,
     restored,
 )
+from nab.learners.fixed_share import tuned_rate
 from nab.learners.normal_hedge import solved
 from nab.learners.squint import log_evidence
-from nab.sim import play
+from nab.sim import bounds, play
 
 LEARNERS = {
     "hedge": nab.Hedge(),
@@ -184,6 +185,54 @@ def test_late_feedback_is_charged_to_what_was_played():
         np.testing.assert_array_equal(state.regret, [0.5 - 0.0 + 0.5 - 1.0, 0.5 - 1.0 + 0.5 - 0.0])
 
 
+def test_every_learner_that_counts_regret_charges_what_was_played():
+    losses, played = np.array([0.25, 1.0, 0.5]), np.array([0.125, 0.25, 0.625])
+    step = played @ losses - losses
+    for learner in (nab.NormalHedge(), NormalHedgeBH(), AdaNormalHedge(), Squint()):
+        np.testing.assert_array_equal(learner.update(learner.init(3), losses, played).regret, step)
+    state = AdaNormalHedgeTV().update(AdaNormalHedgeTV().init(3), losses, played)
+    assert (state.regret == 0).all()  # level 0 begins anew, level 1 with the next round
+    state = AdaNormalHedgeTV().update(state, losses, played)
+    np.testing.assert_array_equal(state.regret[1], step)
+    inside = Interleaved(Squint(), 2)
+    np.testing.assert_array_equal(inside.update(inside.init(3), losses, played).instances[0].regret, step)
+    blocks = Blocks(Squint(), 1)
+    np.testing.assert_array_equal(blocks.update(blocks.init(3), losses, played).inside.regret, step)
+
+
+def test_ada_hedge_charges_what_was_played():
+    """At no gap yet the mix loss is the leaders': the gap is what was played beyond it."""
+    losses, played = np.array([0.25, 1.0, 0.5]), np.array([0.125, 0.25, 0.625])
+    state = AdaHedge().update(AdaHedge().init(3), losses, played)
+    assert state.gap == pytest.approx(played @ losses - 0.25, abs=1e-12)
+
+
+def test_rounds_are_discounted_with_what_they_brought():
+    for learner in (nab.Hedge(discount=0.5), nab.NormalHedge(discount=0.5)):
+        _, state = play(learner, np.eye(2)[[0, 1, 1, 0]])
+        assert state.rounds == 1 + 0.5 + 0.25 + 0.125
+
+
+def test_regret_within_rounding_is_none():
+    """The threshold is 1e-12 a round, and the round to come."""
+    prior = np.array([0.75, 0.25])
+    for factor, law in ((0.99, prior), (1.01, [1.0, 0.0])):
+        regret = np.array([factor * 11e-12, -1.0])
+        found = solved(regret, 10.0, np.float64(1.0), prior, nab.NormalHedge().level)[1]
+        np.testing.assert_allclose(found, law, rtol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.5])
+@pytest.mark.parametrize("n", [2, 8])
+def test_fixed_shares_own_rate_is_the_best_where_a_switch_comes_every_so_many_rounds(share, n):
+    rounds = 10**9  # so many that the first drafter costs nothing
+    rate = tuned_rate(share, n)
+    at, below, above = (
+        bounds.fixed_share(n, rounds, int(share * rounds), share, factor * rate) for factor in (1, 0.99, 1.01)
+    )
+    assert at < min(below, above)
+
+
 @every_learner
 def test_torch_tensors_and_lists_are_losses_too(learner):
     state = learner.init(2)
@@ -245,12 +294,14 @@ def test_bad_starts_are_named(learner, arguments, message):
         (lambda: nab.Hedge(rate=float("inf")), "rate.*got inf"),
         (lambda: nab.Hedge(rate=1e301), r"rate must lie in \(0, 1e\+300\], got 1e\+301"),
         (lambda: nab.Hedge(rate="fast"), "rate.*got fast"),
+        (lambda: nab.Hedge(rate=True), "rate.*got True"),
+        (lambda: NormalHedgeBH(start=1e308), r"start must lie in \(0, 1e\+300\], got 1e\+308"),
         (lambda: nab.Hedge(discount=None), "discount.*got None"),
         (lambda: nab.Hedge(rate=float("nan")), "rate.*got nan"),
         (lambda: OptimisticHedge(rate=-1.0), "rate.*got -1.0"),
         (lambda: nab.NormalHedge(discount=0.0), r"discount must lie in \(0, 1\], got 0.0"),
         (lambda: nab.Hedge(discount=1.5), "discount.*got 1.5"),
-        (lambda: FixedShare(0.0), r"share must lie in \(0, 1\], got 0.0"),
+        (lambda: FixedShare(0.0), r"share must lie in \(1e-300, 1\], got 0.0"),
         (lambda: FixedShare(0.1, rate=0.0), "rate.*got 0.0"),
         (lambda: NormalHedgeBH(start=0.0), "start.*got 0.0"),
         (lambda: Interleaved(nab.Hedge(), -1), "delay.*got -1"),
@@ -348,6 +399,26 @@ def test_a_saved_state_goes_on_bit_for_bit(learner, rounds, tmp_path):
         copies = [learner.update(copy, loss) for copy in copies]
         for copy in copies:
             np.testing.assert_array_equal(learner.probs(copy), learner.probs(state))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("losses", [0, 0, 0], r"saved losses must have shape \(2,\), got \(3,\)"),
+        ("losses", [[0, 0]], r"saved losses must have shape \(2,\), got \(1, 2\)"),
+        ("prior", [1.0], r"saved prior must have shape \(2,\), got \(1,\)"),
+        ("losses", [0, float("inf")], "saved losses must be finite, got inf"),
+        ("rounds", float("nan"), "saved rounds must be finite, got nan"),
+        ("rounds", [1.0, 1.0], "saved rounds must be a number"),
+    ],
+)
+def test_damaged_states_are_named(name, value, message):
+    learner = nab.Hedge()
+    with pytest.raises(ValueError, match=message):
+        restored(learner.init(2), {**flat(learner.init(2)), name: value})
+    blocks = Blocks(learner, 3)
+    with pytest.raises(ValueError, match=r"saved rounds must be a number like 0, got 1\.5"):
+        restored(blocks.init(2), {**flat(blocks.init(2)), "rounds": 1.5})
 
 
 def test_a_state_of_another_learner_is_refused():

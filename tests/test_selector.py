@@ -222,3 +222,23 @@ def test_a_coupled_selector_switches_less_and_goes_on_after_saving():
             chosen[pick].append(selector.choice)
     switches = {pick: np.count_nonzero(np.diff(choices)) for pick, choices in chosen.items()}
     assert switches[coupled] < 0.2 * switches[draw]
+
+
+def test_rounding_never_draws_a_drafter_without_mass():
+    """The masses add up to less than the uniform: the last one that has any is drawn."""
+    assert draw(np.array([0.3, 0.3, 0.3999999, 0.0]), lambda: 1 - 2.0**-53) == 2
+
+
+@pytest.mark.parametrize(
+    ("gamma", "message"),
+    [
+        ([[0.5, 1.5]], r"gamma must lie in \[0, 1\], got 1.5"),
+        ([[0.5, float("nan")]], r"gamma must lie in \[0, 1\], got nan"),
+        ([[0.5, 0.5, 0.5]], r"gamma must have shape \(positions, 2\), a position at least, got \(1, 3\)"),
+        (np.empty((0, 2)), r"gamma must have shape .* got \(0, 2\)"),
+    ],
+)
+def test_bad_scores_are_named(gamma, message):
+    selector = nab.Selector(nab.NormalHedge(), 2)
+    with pytest.raises(ValueError, match=message):
+        selector.observe(1, lambda: (np.array(gamma), np.array(gamma)))

@@ -233,12 +233,12 @@ class EXP3:
     2012, Thm 3.1, without mixing.
 
     Args:
-        rate: learning rate above 0; ``sqrt(2 ln n / (T n))`` has expected pseudo-regret at most ``sqrt(2 T n
-            ln n)`` after T rounds (``nab.sim.bounds.exp3``). None is the anytime rate ``sqrt(ln n / (t n))``,
-            with ``2 sqrt(T n ln n)`` at every T (``nab.sim.bounds.exp3_anytime``).
+        rate: learning rate, in (0, 1e300]; ``sqrt(2 ln n / (T n))`` has expected pseudo-regret at most
+            ``sqrt(2 T n ln n)`` after T rounds (``nab.sim.bounds.exp3``). None is the anytime rate
+            ``sqrt(ln n / (t n))``, with ``2 sqrt(T n ln n)`` at every T (``nab.sim.bounds.exp3_anytime``).
 
     Raises:
-        ValueError: on a rate that is not above 0.
+        ValueError: on a rate outside its range.
 
     >>> bandit = EXP3(rate=0.5)
     >>> state = bandit.update(bandit.init(2), 0, 0.5)
@@ -272,12 +272,12 @@ class EXP3IX:
     probability. Source: Neu 2015, Thm 1.
 
     Args:
-        rate: learning rate above 0; ``sqrt(2 ln n / (n T))`` has regret at most ``2 sqrt(2 n T ln n) +
+        rate: learning rate, in (0, 1e300]; ``sqrt(2 ln n / (n T))`` has regret at most ``2 sqrt(2 n T ln n) +
             (sqrt(2 n T / ln n) + 1) ln(2 / delta)`` with probability at least ``1 - delta``
             (``nab.sim.bounds.exp3_ix``). None is the anytime rate ``sqrt(ln n / (n t))``.
 
     Raises:
-        ValueError: on a rate that is not above 0.
+        ValueError: on a rate outside its range.
 
     >>> bandit = EXP3IX(rate=0.5)
     >>> state = bandit.update(bandit.init(2), 0, 0.75)

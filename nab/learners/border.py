@@ -58,19 +58,19 @@ def check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
 
 
-def checked_losses(losses: ArrayLike, shape: tuple[int, ...]) -> Floats:
+def checked_losses(losses: ArrayLike, shape: tuple[int, ...], name: str = "losses") -> Floats:
     """``losses`` as float64 of this shape.
 
     Raises:
         ValueError: on another shape, or any value that is not in [0, 1] (NaN included).
     """
     array = as_floats(losses)
-    check_shape("losses", array, shape)
+    check_shape(name, array, shape)
     bits = array.view(np.uint64)
     if bits.item(bits.argmax()) > BITS_OF_ONE:
         outside = array[~((array >= 0) & (array <= 1))]
         if outside.size:
-            raise ValueError(f"losses must lie in [0, 1], got {outside[0]}")
+            raise ValueError(f"{name} must lie in [0, 1], got {outside[0]}")
     return array
 
 
@@ -117,7 +117,11 @@ def checked_arms(arm: ArrayLike, n: int, batch: tuple[int, ...]) -> NDArray[np.i
 
 def checked(name: str, value: float, low: float = 0, high: float = inf, *, closed: bool = False) -> None:
     """Raise ValueError unless ``low < value < high``, or ``low < value <= high`` where ``closed``."""
-    if not isinstance(value, Real) or not (low < value < high or (closed and value == high)):
+    if (
+        not isinstance(value, Real)
+        or isinstance(value, bool)
+        or not (low < value < high or (closed and value == high))
+    ):
         raise ValueError(f"{name} must lie in ({low}, {high}{']' if closed else ')'}, got {value}")
 
 

@@ -31,7 +31,7 @@ class FixedShare:
     8`` (Herbster and Warmuth 1998; ``nab.sim.bounds.fixed_share``).
 
     Args:
-        share: in (0, 1]; about one over the rounds between changes.
+        share: in (1e-300, 1]; about one over the rounds between changes.
         rate: learning rate, in (0, 1e300]. None is ``sqrt(8 k)``, k the nats that the prior over sequences
             charges a round where a switch comes every ``1 / share`` rounds: the best constant rate there.
 
@@ -48,7 +48,7 @@ class FixedShare:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        checked("share", self.share, high=1, closed=True)
+        checked("share", self.share, low=1e-300, high=1, closed=True)
         checked_rate(self.rate)
 
     def init(self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None) -> FixedShareState:

@@ -140,7 +140,7 @@ class OptimisticHedge:
 
     def hinted(self, state: OptimisticHedgeState, hint: ArrayLike) -> OptimisticHedgeState:
         """The state with another hint, in [0, 1], for the coming round alone."""
-        return state._replace(hint=checked_losses(hint, state.losses.shape).copy())
+        return state._replace(hint=checked_losses(hint, state.losses.shape, "hint").copy())
 
     def probs(self, state: OptimisticHedgeState) -> Floats:
         """Softmin of the losses and the hint at the rate of the coming round."""

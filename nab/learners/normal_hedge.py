@@ -85,10 +85,10 @@ class NormalHedgeBH:
     (arXiv 2602.08151), derived here from the potential alone.
 
     Args:
-        start: c before the first round, above 0. Below 0.4 one round can break the bound of the clock.
+        start: c before the first round, in (0, 1e300]. Below 0.4 one round can break the bound of the clock.
 
     Raises:
-        ValueError: if ``start`` is not above 0.
+        ValueError: on a start outside its range.
 
     >>> learner = NormalHedgeBH()
     >>> state = learner.update(learner.init(3), [0.0, 0.5, 1.0])
@@ -99,7 +99,7 @@ class NormalHedgeBH:
     start: float = 1.0
 
     def __post_init__(self) -> None:
-        checked("start", self.start)
+        checked("start", self.start, high=1e300, closed=True)
 
     def init(self, n: int, batch: int | None = None, *, prior: ArrayLike | None = None) -> NormalHedgeState:
         """No regret yet; the first law is the prior, by default uniform."""

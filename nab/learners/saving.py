@@ -31,8 +31,8 @@ def restored(like: State, values: Mapping[str, Any]) -> State:
         values: arrays or nested lists by name.
 
     Raises:
-        ValueError: on a name that is missing or not known, another number of drafters (of a learner; bandits
-            do not say theirs), or a value that is no finite number.
+        ValueError: on a name that is missing or not known, another number of drafters, or a value that is no
+            finite number, or not whole where it must be.
     """
     names = flat(like).keys()
     if names != values.keys():
@@ -58,11 +58,16 @@ def _rebuilt(name: str, like: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(like, tuple):
         parts = [_rebuilt(place, value, values) for place, value in _parts(name, like)]
         return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
-    if isinstance(like, int | float):
-        return type(like)(values[name])
-    array = np.array(values[name], dtype=like.dtype)
-    if name.endswith("prior") and len(array) != len(like):
-        raise ValueError(f"saved state is over {len(array)} drafters, this learner's over {len(like)}")
+    array = np.array(values[name], dtype=np.asarray(like).dtype if np.ndim(like) else np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"saved {name} must be finite, got {array[~np.isfinite(array)].flat[0]}")
-    return array
+    if isinstance(like, int | float):
+        if array.ndim or array != type(like)(array):
+            raise ValueError(f"saved {name} must be a number like {like}, got {values[name]}")
+        return type(like)(array)
+    # sums by level grow with the rounds, and a batch may be split or joined: one axis at least is drafters
+    if array.ndim != like.ndim or (
+        like.ndim and all(a != b for a, b in zip(array.shape, like.shape, strict=True))
+    ):
+        raise ValueError(f"saved {name} must have shape {like.shape}, got {array.shape}")
+    return array.astype(like.dtype)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cache, wraps
 from inspect import signature
 from math import inf, log, log1p, pi, sqrt
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,15 +30,15 @@ OPEN = {"rate": inf, "scale": inf, "clock": inf, "start": inf, "delta": 1}
 """Numbers above 0 and below this."""
 SHARES = {"eps", "share", "discount"}
 """Numbers in (0, 1]."""
-SIZES = {"divergence", "ranges", "outstanding", "spread", "misses", "moves", "gap", "gaps", "variance"}
-"""Numbers or arrays, nowhere below 0."""
+LAWS = {"prior", "comparator"}
+"""Arrays of numbers not below 0 whose sum is 1 (to 1e-9)."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 def theorem(bound: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Checks arguments by their names, which mean the same in every theorem."""
+    """Checks arguments by their names, which mean the same everywhere; what is not named here is a size."""
     named = signature(bound)
 
     @wraps(bound)
@@ -50,11 +50,31 @@ def theorem(bound: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
                 checked(name, value, high=OPEN[name])
             elif name in SHARES:
                 checked(name, value, high=1, closed=True)
-            elif name in SIZES and not (as_floats(value) >= 0).all():
-                raise ValueError(f"{name} must not be below 0, got {value}")
+            elif value is not None and name != "regret":
+                _check_sizes(name, value, number=named.parameters[name].annotation == "float")
         return bound(*args, **kwargs)
 
     return stated
+
+
+def _check_sizes(name: str, value: Any, number: bool) -> None:
+    """Raise ValueError unless these are finite, not below 0, one ``number`` or some, and a law where due."""
+    sizes = as_floats(value)
+    if (
+        not (sizes.size or name == "moves")
+        or (number and sizes.ndim)
+        or not ((sizes >= 0) & (sizes < inf)).all()
+    ):
+        raise ValueError(f"{name} must be {'a number' if number else 'numbers'}, at least 0, got {value}")
+    if name in LAWS and abs(sizes.sum() - 1) > 1e-9:
+        raise ValueError(f"{name} must sum to 1, got {sizes.sum()}")
+
+
+def _same_length(**arrays: Floats) -> None:
+    """Raise ValueError unless these have the same shape."""
+    if len({array.shape for array in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"these must have the same shape: {shapes}")
 
 
 # Exponential weights
@@ -78,13 +98,14 @@ def master(divergence: float, rates: ArrayLike, ranges: ArrayLike) -> float:
     True
     """
     eta, spread = _falling(rates), as_floats(ranges)
+    _same_length(rates=eta, ranges=spread)
     return float(divergence / eta[-1] + (eta * spread**2).sum() / 8)
 
 
 def _falling(rates: ArrayLike) -> Floats:
     """Rates, checked to lie above 0 and not to increase."""
     eta = as_floats(rates)
-    if not eta.size or not (eta > 0).all() or (np.diff(eta) > 0).any():
+    if eta.ndim != 1 or not eta.size or not ((eta > 0) & (eta < inf)).all() or (np.diff(eta) > 0).any():
         raise ValueError(f"rates must be above 0 and not increase, got {eta.tolist()}")
     return eta
 
@@ -303,20 +324,22 @@ def normal_hedge_bh(clock: float, eps: float, start: float = 1.0) -> float:
     **Derived**: an identity, by definition of the clock c (``state.scale``). Together with
     ``normal_hedge_bh_clock`` it is of second order, the form of Freund, Harvey, Portella, Qi, Wang 2026.
     """
+    if clock < start:
+        raise ValueError(f"clock must be at least start, {start}, got {clock}")
     return sqrt(2 * clock * (log(clock / start) / 2 + log(1 / eps)))
 
 
 @theorem
-def normal_hedge_bh_clock(variance: float, start: float = 1.0) -> float:
+def normal_hedge_bh_clock(variance: ArrayLike, start: float = 1.0) -> Any:
     """NormalHedgeBH's clock: ``c_T <= start + 2 V_T``.
 
-    V_T is the sum over rounds of ``sum_i rho_i r_i^2``, the squared steps of the regret under the law
-    ``rho_i ~ prior_i (1 + x_i^2 / c) exp(x_i^2 / 2c)``, ``x = [R]_+``, of the state before the round.
+    V_T, a number or one a round, is the sum over rounds of ``sum_i rho_i r_i^2``, the squared steps of the
+    regret under the law ``rho_i ~ prior_i (1 + x_i^2 / c) exp(x_i^2 / 2c)``, ``x = [R]_+`` before it.
     **Derived** for ``start >= 16 (1 + 2 ln 1 / min prior)``, up to an inequality in four numbers that was
     checked on a grid; for ``start >= 1`` and a uniform prior a **conjecture**. False below 0.398: with many
     drafters, one of them right, the first round moves the clock by ``2 start (e^(1 / 2 start) - 1)`` times V.
     """
-    return start + 2 * variance
+    return start + 2 * as_floats(variance)
 
 
 @theorem
@@ -327,6 +350,7 @@ def ada_normal_hedge_mean(spread: ArrayLike, prior: ArrayLike | None = None) -> 
     """
     C = as_floats(spread)
     weights = np.full(C.shape, 1 / C.size) if prior is None else as_floats(prior)
+    _same_length(spread=C, prior=weights)
     return float(1 + 1.5 * (weights * (1 + np.log1p(C))).sum())
 
 
@@ -346,6 +370,7 @@ def ada_normal_hedge_law(comparator: ArrayLike, spread: ArrayLike) -> float:
     **Published**: Luo and Schapire 2015, Thm 1.
     """
     u, C = as_floats(comparator), as_floats(spread)
+    _same_length(comparator=u, spread=C)
     n, positive = len(u), u > 0
     divergence = (u[positive] * np.log(n * u[positive])).sum()
     logs = divergence + log(ada_normal_hedge_mean(C)) + log(1 + log(n))
@@ -366,6 +391,9 @@ def ada_normal_hedge_tv(n: int, spread: ArrayLike, start: int, level: int) -> Fl
         start: first round of the interval, from 1.
         level: its length is ``2^level``.
     """
+    whole("start", start, 1)
+    if start % (1 << level):
+        raise ValueError(f"start must be a multiple of 2^level, {1 << level}, got {start}")
     k, last = start >> level, start + (1 << level) - 1
     longest = 1 << (last.bit_length() - 1)
     share = 0.5 ** (level + 1) / (k * (k + 1))
@@ -390,11 +418,13 @@ def squint_potential(regret: ArrayLike, variance: ArrayLike, prior: ArrayLike | 
     **Published**: Koolen and van Erven 2015, Lemma 1 with the improper prior. Gauss-Legendre quadrature with
     400 nodes, exact to rounding for V up to 10^4.
     """
-    R, V = as_floats(regret)[:, None], as_floats(variance)[:, None]
+    R, V = np.atleast_1d(as_floats(regret)), np.atleast_1d(as_floats(variance))
     weights = np.full(len(R), 1 / len(R)) if prior is None else as_floats(prior)
+    _same_length(regret=R, variance=V, prior=weights)
     nodes, masses = _quadrature(400)
     eta = nodes / 4 + 0.25
-    return float(weights @ (np.expm1(eta * R - eta**2 * V) / eta @ masses) / 4)
+    steps = np.expm1(eta * R[:, None] - eta**2 * V[:, None]) / eta
+    return float(weights @ (steps @ masses) / 4)
 
 
 _quadrature = cache(np.polynomial.legendre.leggauss)

@@ -183,6 +183,7 @@ def leader_killer(rounds: int) -> Floats:
     >>> leader_killer(4).tolist()
     [[0.5, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
     """
+    _whole_at_least_one(rounds=rounds)
     losses = np.tile([[1.0, 0.0], [0.0, 1.0]], (rounds // 2 + 1, 1))[:rounds]
     losses[0] = [0.5, 0.0]
     return losses
@@ -194,6 +195,8 @@ def comb(rounds: int, n: int) -> Floats:
     >>> comb(2, 3).tolist()
     [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]
     """
+    _whole_at_least_one(rounds=rounds)
+    whole("n", n, 2)
     losses = np.ones((rounds, n))
     losses[::2, 0] = losses[1::2, 1] = 0
     return losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,15 @@ def play(
         Laws, shaped like ``losses``, and the state after the last round.
 
     Raises:
-        ValueError: on losses of another shape or a negative delay.
+        ValueError: on losses of another shape, a negative delay, or a bandit.
 
     >>> from nab import Hedge
     >>> laws, _ = play(Hedge(rate=1.0), [[0.0, 1.0], [0.0, 1.0]])
     >>> laws.round(3).tolist()
     [[0.5, 0.5], [0.731, 0.269]]
     """
+    if is_bandit(learner):
+        raise ValueError(f"{learner!r} is a bandit: play_bandit plays it")
     array = _matrix(losses)
     state, laws = learner.init(*array.shape[1:], prior=prior), np.empty_like(array)
     for t, (law, after) in enumerate(turns(learner, state, delays(len(array), delay), lambda t, _: array[t])):
@@ -80,6 +83,11 @@ def delays(rounds: int, delay: ArrayLike) -> NDArray[np.integer[Any]]:
     return np.broadcast_to(late, rounds)
 
 
+def is_bandit(player: Any) -> bool:
+    """Whether a player sees the loss of its arm alone: its ``update`` says so."""
+    return "arm" in signature(player.update).parameters
+
+
 def _matrix(losses: ArrayLike) -> Floats:
     array = as_floats(losses)
     if array.ndim not in (2, 3):
@@ -110,12 +118,14 @@ def play_bandit(bandit: Bandit[Any], losses: ArrayLike, *, rng: Any = None) -> t
         Arms, ``(rounds,)`` or ``(rounds, batch)``, and the state after the last round.
 
     Raises:
-        ValueError: on losses of another shape.
+        ValueError: on losses of another shape, or a learner that is no bandit.
 
     >>> from nab.learners.bandits import UCB1
     >>> play_bandit(UCB1(), [[0.0, 1.0]] * 6, rng=0)[0].tolist()
     [1, 0, 0, 0, 0, 0]
     """
+    if not is_bandit(bandit):
+        raise ValueError(f"{bandit!r} is no bandit: play plays it")
     array = _matrix(losses)
     state = bandit.init(*array.shape[1:])
     uniforms = np.random.default_rng(rng).random((len(array), *array.shape[2:]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from nab.losses import length_loss, plug_in_length
 from nab.sim import environments
-from nab.sim.play import lazily, play, play_bandit
+from nab.sim.play import is_bandit, lazily, play, play_bandit
 from nab.sim.regret import regret, switches
 from nab.types import Floats
 
@@ -126,7 +125,7 @@ def play_row(
     losses = noise(path(rounds, n), batch=batch, rng=seed)
     if draft_len > 1:
         losses = length_loss(plug_in_length(1 - losses, draft_len), draft_len)
-    if bandit := "arm" in signature(player.update).parameters:
+    if bandit := is_bandit(player):
         if (draft_len, delay, period) != (1, 0, 1):
             raise ValueError(
                 f"a bandit needs draft_len 1, delay 0, period 1, got {draft_len}, {delay}, {period}"
