@@ -196,6 +196,7 @@ def _points(axes: Any, table: DataFrame) -> list[Any]:
         spread = 100 * np.stack([rows.overhead - rows.low, rows.high - rows.overhead])
         places = [POOL * shift] * len(rows)
         drawn = axes.errorbar(places, 100 * rows.overhead, spread, fmt=f"k{marker}", mfc="w", ms=5, lw=1)
-        drawn.set_label(f"implied by the tables, {target}")
+        aside = " (drawn aside)" if shift > 1 else ""
+        drawn.set_label(f"implied by the tables, {target}{aside}")
         handles.append(drawn)
     return list(handles)

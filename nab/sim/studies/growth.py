@@ -139,15 +139,17 @@ def figure(table: pd.DataFrame) -> Figure:
         power = f"n^{slope:.2f}" if bandit else f"(ln n)^{slope:.2f}"
         right.plot(across["n"], across["regret"], label=f"{policy}: {power} ± {half:.2f}", **style)
     rounds, n = np.sort(means["rounds"].unique()), np.sort(means["n"].unique())
-    dashed: Any = {"color": "0.55", "linewidth": 1, "linestyle": "--"}
-    left.plot(rounds, [bounds.hedge_anytime(8, t) for t in rounds], label="bound of Hedge", **dashed)
-    right.plot(n, [bounds.hedge_anytime(k, most) for k in n], label="bound of Hedge", **dashed)
+    for name, bound, line in (("Hedge", bounds.hedge_anytime, "--"), ("EXP3", bounds.exp3_anytime, ":")):
+        style = {"color": "0.55", "linewidth": 1, "linestyle": line, "label": f"bound of {name}"}
+        left.plot(rounds, [bound(8, int(t)) for t in rounds], **style)
+        right.plot(n, [bound(int(k), most) for k in n], **style)
     left.set(
         xscale="log", yscale="log", xlabel="rounds T", ylabel="regret, worst adversary", title="8 drafters"
     )
     right.set(xscale="log", yscale="log", xlabel="drafters n", title=f"T = {most}")
     right.set_xscale("log", base=2)
-    right.set_ylim(top=5e5)
+    left.set_ylim(bottom=1)
+    right.set_ylim(top=1e6)
     left.legend(fontsize=8, frameon=False, loc="lower right")
     right.legend(fontsize=8, frameon=False, loc="upper left")
     for axes in (left, right):

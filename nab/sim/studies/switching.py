@@ -66,7 +66,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = table.assign(percent=ratio).pivot_table(
         values="percent", index="policy", columns="switches", sort=False
     )
-    return rows.round(1).reset_index()
+    return (rows.round(1) + 0.0).reset_index()
 
 
 def figure(table: pd.DataFrame) -> Figure:
