@@ -121,6 +121,9 @@ def _simulate(study: str | None, out: Path, suffix: str, jobs: int, sizes: dict[
             console.print(f"[bold]{name}[/bold]: {studies.headline(name)}", highlight=False)
         return
     module = studies.load(study)
+    if not 0 < sizes["scale"] <= 1000:
+        raise ValueError(f"scale must lie in (0, 1000], got {sizes['scale']}")
+    plots.check(out / f"{study}.png")
     keep = out / f"{study}.cells.jsonl"
     found = module.measure(jobs=jobs, keep=keep, progress=True, **sizes)
     path = out / f"{study}.{suffix}"

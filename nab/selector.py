@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.learners import flat, restored
+from nab.learners.border import whole
 from nab.losses import Token, expected_length
 from nab.sampling import transport
 from nab.types import Bandit, Evaluate, Floats, Learner, Objective, as_floats
@@ -187,7 +188,7 @@ class BanditSelector:
         rng: anything ``numpy.random.default_rng`` takes.
 
     Raises:
-        ValueError: if ``draft_len`` is below 1.
+        ValueError: if ``draft_len`` is no whole number from 1 on.
 
     >>> from nab import BanditSelector
     >>> from nab.learners.bandits import UCB1
@@ -199,8 +200,7 @@ class BanditSelector:
     """
 
     def __init__(self, bandit: Bandit[Any], n: int, *, draft_len: int, rng: Any = None) -> None:
-        if draft_len < 1:
-            raise ValueError(f"draft_len must be at least 1, got {draft_len}")
+        whole("draft_len", draft_len, 1)
         self.bandit = bandit
         self.draft_len = draft_len
         self.state = bandit.init(n)
@@ -298,9 +298,15 @@ class Censored:
     Args:
         selector: a fresh one, with the token loss: the loss it is given is the length loss of the round.
         draft_len: drafted tokens a round, at least 1.
+
+    Raises:
+        ValueError: on a draft length below 1, or a selector with another objective.
     """
 
     def __init__(self, selector: Selector, draft_len: int) -> None:
+        whole("draft_len", draft_len, 1)
+        if not isinstance(selector.objective, Token):
+            raise ValueError(f"selector must have the token loss, got {selector.objective}")
         self._selector = selector
         self._draft_len = draft_len
 

@@ -115,5 +115,5 @@ def test_a_replay_hands_on_the_law_of_each_choice_and_every_position_once():
 
 
 def test_a_bad_draft_length_is_named():
-    with pytest.raises(ValueError, match="draft_len must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="draft_len must be a whole number, at least 1, got 0"):
         next(replay(nab.Constant([1.0]), np.ones((1, 1)), np.ones((1, 1)), draft_len=0))

@@ -117,7 +117,7 @@ def test_a_length_that_no_round_has_is_named(emitted):
     selector = nab.BanditSelector(bandits.UCB1(), 3, draft_len=4)
     with pytest.raises(ValueError, match=rf"emitted must lie in 1 .. 5, got {emitted}"):
         selector.observe(emitted, None)
-    with pytest.raises(ValueError, match="draft_len must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="draft_len must be a whole number, at least 1, got 0"):
         nab.BanditSelector(bandits.UCB1(), 3, draft_len=0)
 
 

@@ -56,6 +56,8 @@ def test_tracking_regret_begins_with_regret(losses):
     assert tracking_regret(laws, losses, 0) == pytest.approx(regret(laws, losses)[-1].max(), abs=1e-12)
     more = [tracking_regret(laws, losses, m) for m in range(4)]
     assert more == sorted(more)
+    paid = (laws * losses).sum()
+    assert more == pytest.approx((paid - best_sequence(losses, 3)).tolist(), abs=1e-12)
     both = np.stack([losses, 1 - losses], axis=2)
     np.testing.assert_array_equal(best_sequence(both, 2)[:, 1], best_sequence(1 - losses, 2))
 
@@ -82,10 +84,10 @@ def test_bad_plays_are_named(played, message):
         regret(played, np.zeros((2, 2)))
 
 
-@given(st.lists(st.integers(-9, 9), min_size=1, max_size=9), st.integers(1, 9))
-def test_quantiles_count_drafters(values, k):
-    regrets = np.array(values, dtype=float)
-    k = min(k, len(values))
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=9), st.integers(1, 9), st.sampled_from([1, 100]))
+def test_quantiles_count_drafters(values, k, times):
+    regrets = np.arange(len(values) * times) + 10.0 * np.repeat(values, times)
+    k, values = min(k, len(regrets)), regrets
     found = quantile(regrets, k / len(values))
     assert np.count_nonzero(regrets >= found) >= k
     assert np.count_nonzero(regrets > found) < k
@@ -153,6 +155,20 @@ def test_draws_invert_the_cdf_at_any_number_of_drafters(n):
         assert laws[i, k] > 0
         assert x < cdf[i, k] or i == np.flatnonzero(laws[:, k])[-1]
         assert i == 0 or x >= cdf[i - 1, k]
+
+
+def test_a_uniform_on_an_edge_belongs_to_the_drafter_behind_it():
+    for n in (2, 80):
+        laws = np.zeros((n, 1))
+        laws[[0, n - 1]] = 0.5
+        assert draws(laws, np.array([0.5])).tolist() == [n - 1]
+
+
+def test_players_are_told_apart():
+    with pytest.raises(ValueError, match=r"UCB1\(\) is a bandit: play_bandit plays it"):
+        play(bandits.UCB1(), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="is no bandit: play plays it"):
+        play_bandit(nab.Hedge(), np.zeros((3, 2)))
 
 
 # Environments
@@ -235,6 +251,10 @@ def test_adversaries_see_a_batch_as_a_loop(row):
         (lambda: environments.bernoulli([[1.5]]), r"means must lie in \[0, 1\]"),
         (lambda: environments.bernoulli([[0.5]], batch=0), "batch must be a whole number, at least 1, got 0"),
         (lambda: environments.beta([[0.5]], concentration=0), "concentration.*got 0"),
+        (lambda: environments.leader_killer(0), "rounds must be a whole number, at least 1, got 0"),
+        (lambda: environments.comb(3, 1), "n must be a whole number, at least 2, got 1"),
+        (lambda: quantile(np.array([]), 0.5), "regrets must be of one drafter at least"),
+        (lambda: best_sequence([0.5], 1), r"shape \(rounds, n\) or .*got \(1,\)"),
     ],
 )
 def test_bad_environments_are_named(ask, message):

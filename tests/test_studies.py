@@ -54,6 +54,37 @@ def test_the_leader_loses_every_round_where_sequences_are_made_against_it():
     assert last["leader_killer", "AdaHedge"] <= bounds.ada_hedge(2, 2000)
 
 
+def test_lazy_players_learn_late():
+    lazy = studies.load("lazy")
+    rows = [lazy.lazy("NormalHedge", period, 3, 0)["regret"] for period in (1, 64)]
+    assert rows[0] < rows[1]
+
+
+def test_the_mode_of_fixed_share_is_its_likeliest_drafter():
+    """On queries of one domain the mode loses less than a draw: the others have weight for no reason."""
+    table = studies.load("switching").measure(scale=0.03)
+    still = table[table["switches"] == 0].groupby("policy")["loss"].mean()
+    assert still["FixedShare .03, argmax"] < still["FixedShare .03"]
+
+
+def test_the_worst_adversary_is_the_worst():
+    growth = studies.load("growth")
+    table = growth.measure(scale=0.01)
+    where = ["policy", "rounds", "n"]
+    worst = growth.worst(table).groupby(where)["regret"].mean()
+    every = table.groupby([*where, "adversary"])["regret"].mean().groupby(where).max()
+    pd.testing.assert_series_equal(worst, every)
+
+
+def test_simulate_makes_its_folder_and_checks_its_numbers(tmp_path):
+    run = CliRunner().invoke(main, ["simulate", "cost", "--out", str(tmp_path / "new" / "folder")])
+    assert run.exit_code == 0, run.output
+    for scale in ("nan", "inf", "1e9"):
+        run = CliRunner().invoke(main, ["simulate", "leader", "--scale", scale, "--out", str(tmp_path)])
+        assert run.exit_code == 1
+        assert "scale must lie in (0, 1000], got" in run.output
+
+
 def test_simulate_writes_table_picture_and_summary(tmp_path):
     run = CliRunner().invoke(
         main, ["simulate", "leader", "--scale", "0.03", "--out", str(tmp_path), "--jobs", "1"]

@@ -89,7 +89,7 @@ def domains(
     np.fill_diagonal(moves, 1 - switch)
 
     def model(of: Floats, sharpness: float) -> Markov:
-        laws = np.exp(sharpness * of)
+        laws = np.exp(sharpness * (of - of.max(-1, keepdims=True)))
         laws /= laws.sum(-1, keepdims=True)
         return Markov(np.einsum("de,eab->daeb", moves, laws).reshape(n * letters, n * letters))
 

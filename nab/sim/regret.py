@@ -70,6 +70,8 @@ def quantile(regrets: Floats, eps: float) -> Any:
     np.float64(2.0)
     """
     checked("eps", eps, high=1, closed=True)
+    if not len(regrets):
+        raise ValueError("regrets must be of one drafter at least, got none")
     return np.sort(regrets, axis=0)[-max(ceil(eps * len(regrets) * (1 - 1e-12)), 1)]
 
 
@@ -90,6 +92,8 @@ def best_sequence(losses: ArrayLike, switches: int) -> Floats:
     """
     whole("switches", switches, 0)
     array = as_floats(losses)
+    if array.ndim not in (2, 3):
+        raise ValueError(f"losses must have shape (rounds, n) or (rounds, n, batch), got {array.shape}")
     least = np.zeros((switches + 1, *array.shape[1:]))
     for loss in array:
         least[1:] = np.minimum(least[1:], least[:-1].min(1, keepdims=True))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nab.learners.border import whole
 from nab.losses import plug_in_length
 from nab.selector import Chooses
 from nab.types import Floats
@@ -47,15 +48,18 @@ def replay(
         The rounds; the last is cut at the end of the text.
 
     Raises:
-        ValueError: if ``draft_len`` is below 1.
+        ValueError: if ``draft_len`` is below 1, or on scores of another shape or outside [0, 1].
 
     >>> from nab import Constant
     >>> certain = np.ones((10, 1))
     >>> [r.emitted for r in replay(Constant([1.0]), certain, certain, draft_len=3)]
     [4, 4, 2]
     """
-    if draft_len < 1:
-        raise ValueError(f"draft_len must be at least 1, got {draft_len}")
+    whole("draft_len", draft_len, 1)
+    n = len(selector.probs)
+    for name, array in (("gamma", gamma), ("realised", realised)):
+        if np.shape(array) != (len(realised), n) or not ((array >= 0) & (array <= 1)).all():
+            raise ValueError(f"{name} must lie in [0, 1], shape {(len(realised), n)}, got {np.shape(array)}")
     rng = np.random.default_rng(rng)
     start = 0
     while start < len(realised):

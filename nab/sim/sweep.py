@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nab.learners.border import whole
 from nab.losses import length_loss, plug_in_length
 from nab.sim import environments
 from nab.sim.play import is_bandit, lazily, play, play_bandit
@@ -33,7 +34,7 @@ def sweep(
     *,
     seed: int = 0,
     jobs: int = 1,
-    keep: Path | None = None,
+    keep: Path | str | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Measure every cell of a grid: every combination of learner, environment, n, T, delay, ...
@@ -49,14 +50,16 @@ def sweep(
         seed: at least 0.
         jobs: cells side by side; -1 is one per processor.
         keep: file of JSON lines to which each cell's rows are appended once measured. Cells that it already
-            holds, with the same seed, are not measured again; what was cut off in its last line is.
+            holds, of the same measure (as ``label`` names it) and seed, are not measured again; what was cut
+            off in its last line is. Remove it when the code behind the measure has changed.
         progress: whether to show a bar on standard error.
 
     Returns:
         One row per row of ``measure``, in the order of the cells; objects as ``label`` names them.
 
     Raises:
-        ValueError: if two cells have the same labels, or ``keep`` is damaged before its last line.
+        ValueError: if two cells have the same labels, a row has a column of its cell, or ``keep`` is damaged
+            before its last line.
 
     >>> def cube(x, seed):
     ...     return {"cube": x**3}
@@ -66,10 +69,11 @@ def sweep(
     import pandas as pd
 
     cells = list(_cells(grid))
-    names = [json.dumps({**_labels(cell), "seed": seed}) for cell in cells]
+    names = [json.dumps({"measure": label(measure), **_labels(cell), "seed": seed}) for cell in cells]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the grid has the cell {twice} twice")
+    keep = Path(keep) if keep else None
     done = _kept(keep) if keep else {}
     missing = [(name, cell) for name, cell in zip(names, cells, strict=True) if name not in done]
     for name, rows in _measured(partial(_rows, measure, seed), missing, jobs, progress):
@@ -99,7 +103,7 @@ def play_row(
     Args:
         player: a learner, or a bandit, which its ``update`` tells.
         path: mean path, from rounds and n, such as ``environments.gapped`` or a ``partial`` of one.
-        rounds: of each query.
+        rounds: of each query, at least ``draft_len``.
         n: drafters.
         noise: ``environments.bernoulli`` or ``beta``.
         draft_len: 1 plays the environment's losses as token losses; above, the length losses of rounds of so
@@ -115,13 +119,16 @@ def play_row(
         (``nab.selector.coupled``); ``evaluations``, the share of rounds behind which all drafters are scored.
 
     Raises:
-        ValueError: where a bandit is to have late or lazy feedback.
+        ValueError: where a bandit is to have late or lazy feedback, or a number is out of its range.
 
     >>> from nab import Hedge
     >>> row = play_row(Hedge(), environments.gapped, rounds=100, n=4, period=5)
     >>> row["evaluations"]
     0.2
     """
+    whole("draft_len", draft_len, 1)
+    whole("delay", delay, 0)
+    whole("rounds", rounds, draft_len)
     losses = noise(path(rounds, n), batch=batch, rng=seed)
     if draft_len > 1:
         losses = length_loss(plug_in_length(1 - losses, draft_len), draft_len)
@@ -177,7 +184,10 @@ def _rows(
 ) -> tuple[str, list[dict[str, Any]]]:
     name, cell = named
     found = measure(**cell, seed=seed)
-    return name, [dict(row) for row in ([found] if isinstance(found, Mapping) else found)]
+    rows = [dict(row) for row in ([found] if isinstance(found, Mapping) else found)]
+    if both := {column for row in rows for column in row} & set(cell):
+        raise ValueError(f"rows must not have the columns {sorted(both)} of their cell {name}")
+    return name, rows
 
 
 def _measured(run: Callable[[Any], Any], missing: list[Any], jobs: int, progress: bool) -> Iterator[Any]:
@@ -207,7 +217,7 @@ def _kept(keep: Path) -> dict[str, list[dict[str, Any]]]:
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             entry = json.loads(line)
-            found[entry["cell"]] = entry["rows"]
+            found[entry["cell"]] = [dict(row) for row in entry["rows"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{keep}, line {number} is no kept cell: {error}") from error
     return found

@@ -175,7 +175,7 @@ class Trace:
         return list(dict.fromkeys(query.policy for query in self.queries))
 
 
-def read_trace(path: Path) -> Trace:
+def read_trace(path: Path | str) -> Trace:
     """Read a trace back, line by line; what ``TraceWriter`` wrote comes back to the last bit.
 
     A crash leaves a last line that is cut off, or an answer without its last record: what is complete is
@@ -186,8 +186,7 @@ def read_trace(path: Path) -> Trace:
             format or kind, out of order, with a missing field, another shape, or a number outside its range
             (NaN included); or if the file is empty.
     """
-    reader = None
-    broken_off = ""
+    path, reader, broken_off = Path(path), None, ""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
