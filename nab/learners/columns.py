@@ -32,8 +32,10 @@ def total(a: Floats) -> Any:
 
 
 def inner(a: Floats, b: Floats) -> Any:
-    """``sum_i a_i b_i``; b of a's shape, or both broadcast over a batch."""
-    return a.dot(b) if a.ndim == 1 else total(a * b)
+    """``sum_i a_i b_i``; a of b's shape, or ``(n, 1)``, the same for a whole batch."""
+    if a.ndim == 1:
+        return a.dot(b)
+    return a[:, 0].dot(b) if a.shape[1] == 1 else total(a * b)
 
 
 def least(a: Floats) -> Any:
