@@ -17,19 +17,20 @@ import numpy as np
 from rich.console import Console
 
 import nab
-from nab import offline, plots
+from nab import offline, plots, replays
 from nab import prompts as prompt_files
 from nab.console import View, comparison_table, guarded, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.losses import Length, Token
 from nab.prompts import Prompt
-from nab.selector import Constant, Selector
+from nab.selector import Constant
 from nab.sim.trace import TraceWriter, environment
 
 if TYPE_CHECKING:
     from nab.backends.session import Session
 
-LEARNERS = {"normal-hedge": nab.NormalHedge, "hedge": nab.Hedge}
+COMPARED = ["normal-hedge", "hedge"]
+"""Learners that ``compare`` compares; ``nab replay`` plays all of them on the texts of its trace."""
 
 
 @dataclass
@@ -95,14 +96,14 @@ class Options:
         """What makes fresh selectors over ``drafters``, by the name a person gives it."""
         n = len(drafters)
         constants = {FIXED + drafter: row for drafter, row in zip(drafters, np.eye(n), strict=True)}
-        constants |= {"uniform": np.full(n, 1 / n), PLAIN: np.full(n, 1 / n)}  # plain decoding never drafts
+        constants[PLAIN] = np.full(n, 1 / n)  # plain decoding never drafts
         if name in constants:
             return lambda seed: Constant(constants[name], rng=seed)
-        if name in LEARNERS:
-            objective = Length(self.draft_len) if self.objective == "length" else Token()
-            return lambda seed: Selector(LEARNERS[name](), n, objective=objective, rng=seed)
-        known = ", ".join([*LEARNERS, *constants])
-        raise ValueError(f"unknown selector {name!r}: choose from {known}")
+        objective = Length(self.draft_len) if self.objective == "length" else Token()
+        named = replays.policies(n, self.draft_len, objective)
+        if name in named:
+            return named[name].make
+        raise ValueError(f"unknown selector {name!r}: choose from {', '.join([*named, *constants])}")
 
     def header(self, session: Session) -> dict[str, Any]:
         """What a reader of the results needs to know to repeat them."""
@@ -181,7 +182,10 @@ def main() -> None:
 
 @main.command()
 @click.option(
-    "--selector", default="normal-hedge", show_default=True, help="Or hedge, uniform, plain, fixed:NAME."
+    "--selector",
+    default="normal-hedge",
+    show_default=True,
+    help="Any learner or bandit of nab replay, uniform, plain, fixed:NAME.",
 )
 @_shared_options
 def run(options: Options, selector: str) -> None:
@@ -240,7 +244,7 @@ def _report(options: Options, done: Experiment, console: Console) -> None:
 
 def _all_policies(drafters: list[str]) -> list[str]:
     """What ``compare`` compares."""
-    return [PLAIN, *(FIXED + drafter for drafter in drafters), "uniform", *LEARNERS]
+    return [PLAIN, *(FIXED + drafter for drafter in drafters), "uniform", *COMPARED]
 
 
 def _experiment(options: Options, policies: Callable[[list[str]], list[str]]) -> Experiment:

@@ -194,7 +194,7 @@ def test_a_run_repeats_with_its_seed(folder):
         ),
         (
             ["--selector", "best"],
-            "unknown selector 'best': choose from normal-hedge, hedge, fixed:close.*uniform",
+            "unknown selector 'best': choose from normal-hedge, .*uniform, fixed:close",
         ),
         (["--selector", "fixed:nobody"], "unknown selector 'fixed:nobody'.*fixed:lookup"),
         (["--prompt", "a", "--prompts", "b"], "give --prompt or --prompts, not both"),
