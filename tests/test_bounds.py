@@ -636,7 +636,7 @@ def test_every_bound_has_the_constants_of_its_theorem(found, published):
 
 
 def test_normal_hedges_theorem_is_the_least_over_its_parameter():
-    n, rounds, eps = 8, 10**6, 0.25
+    n, rounds, eps = 8, 10**4, 0.25
     d = np.linspace(1e-4, 0.5, 200_001)
     inside = 3 * (1 + 50 * d) * rounds + 16 * LN8**2 / d * (10.2 / d**2 + LN8)
     on_grid = sqrt((1 + log(4)) * inside.min())

@@ -84,7 +84,7 @@ def test_bad_plays_are_named(played, message):
         regret(played, np.zeros((2, 2)))
 
 
-@given(st.lists(st.integers(-9, 9), min_size=1, max_size=9), st.integers(1, 9), st.sampled_from([1, 100]))
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=9), st.integers(1, 900), st.sampled_from([1, 100]))
 def test_quantiles_count_drafters(values, k, times):
     regrets = np.arange(len(values) * times) + 10.0 * np.repeat(values, times)
     k, values = min(k, len(regrets)), regrets
