@@ -19,7 +19,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
 
 from nab.learners.border import checked, whole
 from nab.types import Floats, as_floats
@@ -299,11 +298,12 @@ def normal_hedge_theorem(n: int, rounds: int, eps: float) -> float:
     The least over 0 < d <= 1/2 of ``sqrt((1 + ln 1/eps) (3 (1 + 50 d) T + (16 ln^2 n / d) (10.2 / d^2 + ln
     n)))``. **Published**: Chaudhuri, Freund, Hsu 2009, Thm 1.
     """
-
-    def inside(d: float) -> float:
-        return 3 * (1 + 50 * d) * rounds + 16 * log(n) ** 2 / d * (10.2 / d**2 + log(n))
-
-    least = minimize_scalar(inside, bounds=(1e-6, 0.5), method="bounded").fun
+    if n == 1:
+        return sqrt((1 + log(1 / eps)) * 3 * rounds)
+    # the derivative in d is 0 where 30.6 / d^4 + ln n / d^2 = 150 T / 16 ln^2 n
+    slope = 150 * rounds / (16 * log(n) ** 2)
+    d = min(0.5, sqrt(61.2 / (sqrt(log(n) ** 2 + 122.4 * slope) - log(n))))
+    least = 3 * (1 + 50 * d) * rounds + 16 * log(n) ** 2 / d * (10.2 / d**2 + log(n))
     return sqrt((1 + log(1 / eps)) * least)
 
 
