@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from rich.console import Console
 import nab
 from nab import offline, plots, replays
 from nab import prompts as prompt_files
-from nab.console import View, comparison_table, guarded, run_table, same_text_table
+from nab.console import View, comparison_table, console_for, guarded, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
-from nab.losses import Length, Token
 from nab.prompts import Prompt
 from nab.selector import Constant
 from nab.sim.trace import TraceWriter, environment
@@ -99,7 +97,7 @@ class Options:
         constants[PLAIN] = np.full(n, 1 / n)  # plain decoding never drafts
         if name in constants:
             return lambda seed: Constant(constants[name], rng=seed)
-        objective = Length(self.draft_len) if self.objective == "length" else Token()
+        objective = replays.OBJECTIVES[self.objective](self.draft_len)
         named = replays.policies(n, self.draft_len, objective)
         if name in named:
             return named[name].make
@@ -146,7 +144,7 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--target", type=path, help="Folder, GGUF file or tiny. Default: SmolLM2-135M."),
         click.option("--drafters", help="Names or folders, comma-separated. Default: all that fit."),
         click.option(
-            "--objective", type=click.Choice(["token", "length"]), default="token", show_default=True
+            "--objective", type=click.Choice([*replays.OBJECTIVES]), default="token", show_default=True
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True),
         click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy."),
@@ -190,7 +188,7 @@ def main() -> None:
 @_shared_options
 def run(options: Options, selector: str) -> None:
     """Decode prompts with a pool of drafters; show what was chosen and what it brought."""
-    experiment, console = _experiment(options, lambda names: [selector]), _console(options)
+    experiment, console = _experiment(options, lambda names: [selector]), console_for(options.as_json)
     try:
         _execute(options, experiment, console)
     finally:
@@ -217,7 +215,7 @@ def compare(options: Options, jobs: int | None) -> None:
     jobs = jobs or (min(os.cpu_count() or 1, 4) if options.tiny else 1)
     make = partial(_experiment, options, _all_policies)
     with workers(jobs, make) if jobs > 1 else nullcontext() as starter:
-        experiment, console = make(), _console(options)
+        experiment, console = make(), console_for(options.as_json)
         try:
             _execute(options, experiment, console, starter and starter(experiment))
         finally:
@@ -254,10 +252,6 @@ def _experiment(options: Options, policies: Callable[[list[str]], list[str]]) ->
     prompts, session = options.read_prompts(), options.open()
     makers = {name: options.policy(name, session.names) for name in policies(session.names)}
     return Experiment(session, prompts, makers, options.seed)
-
-
-def _console(options: Options) -> Console:
-    return Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 120)
 
 
 def _execute(options: Options, experiment: Experiment, console: Console, start: Start | None = None) -> None:

@@ -232,6 +232,11 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
+def console_for(as_json: bool = False) -> Console:
+    """Where a command writes: standard error beside JSON; 120 columns wherever no terminal says otherwise."""
+    return Console(stderr=as_json, width=None if sys.stdout.isatty() else 120)
+
+
 def guarded(action: Callable[[], None], debug: bool) -> None:
     """Run a command; what a person can cause ends in one line and exit status 1, Ctrl-C in 130."""
     try:

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 import nab
 from nab import plots, replays
-from nab.console import frame_table, guarded, progress, replay_table
-from nab.losses import Length, Token
+from nab.console import console_for, frame_table, guarded, progress, replay_table
 from nab.sim.trace import environment, read_trace
-from nab.types import Objective
 
 
 @click.command()
 @click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--policy", help="Whose texts to replay. Default: the first in each trace but plain.")
-@click.option("--objective", type=click.Choice(["token", "length"]), default="token", show_default=True)
+@click.option("--objective", type=click.Choice([*replays.OBJECTIVES]), default="token", show_default=True)
 @click.option("--draft-len", type=click.IntRange(1), help="Default: the one recorded.")
 @click.option(
     "--replays", "times", type=click.IntRange(1), default=8, show_default=True, help="Of each text."
@@ -56,9 +53,9 @@ def _replay(
         if trace.broken_off:
             print(f"warning: {trace.broken_off}", file=sys.stderr)
     answers, draft_len = replays.texts(found, policy), draft_len or replays.draft_length(found)
-    minimised: Objective = Length(draft_len) if objective == "length" else Token()
+    minimised = replays.OBJECTIVES[objective](draft_len)
     done = replays.replayed(answers, draft_len, minimised, replays=times, seed=seed)
-    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 120)
+    console = console_for(as_json)
     rows: list[replays.Row] = []
     try:
         for each in progress(console, done, len(answers)):
@@ -115,7 +112,7 @@ def simulate(
 def _simulate(study: str | None, out: Path, suffix: str, jobs: int, sizes: dict[str, Any]) -> None:
     from nab.sim import studies
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = console_for()
     if study is None:
         for name in studies.NAMES:
             console.print(f"[bold]{name}[/bold]: {studies.headline(name)}", highlight=False)

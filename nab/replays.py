@@ -11,7 +11,7 @@ import numpy as np
 from nab import learners
 from nab.experiment import FIXED, PLAIN
 from nab.learners import bandits
-from nab.losses import Token, expected_rounds
+from nab.losses import Length, Token, expected_rounds
 from nab.selector import BanditSelector, Chooses, Constant, Pick, Selector, argmax, draw
 from nab.sim.regret import lost
 from nab.sim.replay import Replayed, replay, round_lengths
@@ -39,6 +39,10 @@ LEARNERS: dict[str, Learner[Any]] = {
 
 ARGMAX = ["hedge .93", "fixed-share .03"]
 """Learners whose mode is played too; that of ``normal-hedge .93`` is that of ``hedge .93``."""
+
+
+OBJECTIVES: dict[str, Callable[[int], Objective]] = {"token": lambda draft_len: Token(), "length": Length}
+"""From the draft length."""
 
 
 class Policy(NamedTuple):

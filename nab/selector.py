@@ -137,8 +137,7 @@ class Selector:
             ValueError: on scores that are not in [0, 1], or not of shape ``(positions, n)``.
         """
         gamma, realised = evaluate()
-        for name, scores in (("gamma", gamma), ("realised", realised)):
-            _check_scores(name, scores, len(self.probs))
+        check_scores(gamma, realised, len(self.probs))
         new = np.stack([gamma, realised, np.broadcast_to(self.probs, np.shape(gamma))])
         self._pending = np.concatenate([self._pending, new], axis=1)
         losses = self.objective(self._pending[0], self._pending[1])
@@ -153,9 +152,7 @@ class Selector:
         return {
             "learner": _plain(self.state),
             "pending": self._pending.tolist(),
-            "choice": self.choice,
-            "probs": self.probs.tolist(),
-            "rng": self._rng.bit_generator.state,
+            **_choice_dict(self),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -164,13 +161,10 @@ class Selector:
         Raises:
             ValueError: on another ``n``.
         """
-        n = self._pending.shape[2]
-        _check_size(saved, n)
+        _check_size(saved, len(self.probs))
         self.state = restored(self.state, saved["learner"])
-        self._pending = np.array(saved["pending"]).reshape(3, -1, n)
-        self.choice = saved["choice"]
-        self.probs = np.array(saved["probs"])
-        self._rng.bit_generator.state = saved["rng"]
+        self._pending = np.array(saved["pending"]).reshape(3, -1, len(self.probs))
+        _load_choice(self, saved)
 
 
 class BanditSelector:
@@ -225,12 +219,7 @@ class BanditSelector:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON types, exact to the last bit."""
-        return {
-            "bandit": _plain(self.state),
-            "choice": self.choice,
-            "probs": self.probs.tolist(),
-            "rng": self._rng.bit_generator.state,
-        }
+        return {"bandit": _plain(self.state), **_choice_dict(self)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from ``state_dict()`` of a selector made with the same bandit, ``n`` and ``draft_len``.
@@ -240,18 +229,37 @@ class BanditSelector:
         """
         _check_size(saved, len(self.probs))
         self.state = restored(self.state, saved["bandit"])
-        self.choice = saved["choice"]
-        self.probs = np.array(saved["probs"])
-        self._rng.bit_generator.state = saved["rng"]
+        _load_choice(self, saved)
 
 
-def _check_scores(name: str, scores: Any, n: int) -> None:
-    array = as_floats(scores)
-    if array.ndim != 2 or not len(array) or array.shape[1] != n:
-        raise ValueError(f"{name} must have shape (positions, {n}), a position at least, got {array.shape}")
-    if not ((array >= 0) & (array <= 1)).all():
+def check_scores(gamma: Any, realised: Any, n: int, *, least: int = 1) -> None:
+    """Raise ValueError unless both are in [0, 1] and ``(positions, n)``, of the same positions."""
+    for name, scores in (("gamma", gamma), ("realised", realised)):
+        array = as_floats(scores)
+        if array.ndim != 2 or len(array) < least or array.shape[1] != n:
+            some = ", a position at least" if least else ""
+            raise ValueError(f"{name} must have shape (positions, {n}){some}, got {array.shape}")
         outside = array[~((array >= 0) & (array <= 1))]
-        raise ValueError(f"{name} must lie in [0, 1], got {outside[0]}")
+        if outside.size:
+            raise ValueError(f"{name} must lie in [0, 1], got {outside[0]}")
+    if len(gamma) != len(realised):
+        raise ValueError(f"gamma has {len(gamma)} positions, realised {len(realised)}: must be equal")
+
+
+def _choice_dict(selector: Selector | BanditSelector) -> dict[str, Any]:
+    """The choice, its law and the draws to come, as plain JSON types."""
+    return {
+        "choice": selector.choice,
+        "probs": selector.probs.tolist(),
+        "rng": selector._rng.bit_generator.state,
+    }
+
+
+def _load_choice(selector: Selector | BanditSelector, saved: dict[str, Any]) -> None:
+    """Put back what ``_choice_dict`` took."""
+    selector.choice = saved["choice"]
+    selector.probs = np.array(saved["probs"])
+    selector._rng.bit_generator.state = saved["rng"]
 
 
 def _plain(state: Any) -> dict[str, Any]:

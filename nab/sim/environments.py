@@ -136,8 +136,7 @@ def bernoulli(means: ArrayLike, *, batch: int | None = None, rng: Any = None) ->
         batch: independent queries; None is a single one without that axis.
         rng: anything ``numpy.random.default_rng`` takes.
     """
-    path, random = _path(means, batch), np.random.default_rng(rng)
-    shape = path.shape[:2] if batch is None else (*path.shape[:2], batch)
+    (path, shape), random = _path(means, batch), np.random.default_rng(rng)
     return (random.random(shape) < path).astype(np.float64)
 
 
@@ -153,23 +152,22 @@ def beta(
         rng: anything ``numpy.random.default_rng`` takes.
     """
     checked("concentration", concentration)
-    path, random = _path(means, batch), np.random.default_rng(rng)
-    shape = path.shape[:2] if batch is None else (*path.shape[:2], batch)
+    (path, shape), random = _path(means, batch), np.random.default_rng(rng)
     tiny = np.finfo(float).tiny  # a mean of 0 or 1 has no beta law, but its limit
     return random.beta(
         np.maximum(concentration * path, tiny), np.maximum(concentration * (1 - path), tiny), shape
     )
 
 
-def _path(means: ArrayLike, batch: int | None) -> Floats:
-    """Means checked, with an axis for the batch where there is one."""
+def _path(means: ArrayLike, batch: int | None) -> tuple[Floats, tuple[int, ...]]:
+    """Means checked, with an axis for the batch where there is one, and the shape of the losses."""
     path = as_floats(means)
     if path.ndim != 2 or not ((path >= 0) & (path <= 1)).all():
         raise ValueError(f"means must lie in [0, 1] and have shape (rounds, n), got {path.shape}")
     if batch is None:
-        return path
+        return path, path.shape
     whole("batch", batch, 1)
-    return path[:, :, None]
+    return path[:, :, None], (*path.shape, batch)
 
 
 # Adversaries

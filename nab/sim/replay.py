@@ -10,7 +10,7 @@ import numpy as np
 
 from nab.learners.border import whole
 from nab.losses import plug_in_length
-from nab.selector import Chooses
+from nab.selector import Chooses, check_scores
 from nab.types import Floats
 
 
@@ -56,10 +56,7 @@ def replay(
     [4, 4, 2]
     """
     whole("draft_len", draft_len, 1)
-    n = len(selector.probs)
-    for name, array in (("gamma", gamma), ("realised", realised)):
-        if np.shape(array) != (len(realised), n) or not ((array >= 0) & (array <= 1)).all():
-            raise ValueError(f"{name} must lie in [0, 1], shape {(len(realised), n)}, got {np.shape(array)}")
+    check_scores(gamma, realised, len(selector.probs), least=0)
     rng = np.random.default_rng(rng)
     start = 0
     while start < len(realised):

@@ -140,10 +140,7 @@ def figure(table: pd.DataFrame) -> Figure:
             spread.plot(place, each, line, marker=marker, color=colour, ms=5, label=f"{name}, {rule}")
         chosen = picks[(picks["rule"] == rule) & (picks["estimator"] == "plug-in")].groupby("draft_len")
         bars = wrong.bar(place + shift, 100 * chosen["wrong"].mean(), 0.34, color=colour, label=rule)
-        costs = picks[(picks["rule"] == rule) & (picks["estimator"] == "plug-in")].groupby("draft_len")[
-            "cost"
-        ]
-        wrong.bar_label(bars, [f"{100 * cost:.1f} %" for cost in costs.max()], fontsize=8, padding=2)
+        wrong.bar_label(bars, [f"{100 * cost:.1f} %" for cost in chosen["cost"].max()], fontsize=8, padding=2)
     example = table[(table["instance"] < 0) & (table["estimator"] == "plug-in")].iloc[0]
     off = 100 * (example["mean"] / example["length"] - 1)
     bias.plot(0, off, "*", color="black", ms=9)
