@@ -99,7 +99,7 @@ def scores(learned: Any, output: torch.Tensor, text: Read) -> tuple[np.ndarray, 
         accepted = [
             torch.where(place < 0, 0, c.gather(1, place.clamp_min(0)[:, None])[:, 0]) for c in carried
         ]
-        by_depth = torch.stack((accepted * DRAFT_LEN)[:DRAFT_LEN]).double().cpu().numpy()[..., None]
+        by_depth = torch.stack((accepted * DRAFT_LEN)[:DRAFT_LEN], 1).double().cpu().numpy()[..., None]
         emitted.append(len(answer))
         rounds.append(float(expected_rounds(by_depth, DRAFT_LEN)[0]) if len(answer) else 0.0)
     return np.array(columns).transpose(2, 1, 0), emitted, rounds

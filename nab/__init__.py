@@ -6,11 +6,13 @@ a verification scheme is one function ``a(x)``; the rest is arithmetic between t
 This package needs numpy and scipy alone. Torch and transformers live behind ``nab.backends``.
 """
 
-from nab import acceptance, learners, losses, sampling
-from nab.acceptance import Chain, Greedy, TopK
+from nab import acceptance, learners, losses, sampling, schemes
+from nab.acceptance import Chain, Greedy, MultiDraft, TopK, WithoutReplacement
 from nab.decode import Round, decode, until
 from nab.learners import Hedge, NormalHedge
 from nab.losses import Length, Token
+from nab.pool import DrafterWarning, Pool
+from nab.schemes import DynamicTree, Levels, StaticTree
 from nab.selector import BanditSelector, Constant, Selector
 
 __version__ = "0.1.0"
@@ -19,18 +21,26 @@ __all__ = [
     "BanditSelector",
     "Chain",
     "Constant",
+    "DrafterWarning",
+    "DynamicTree",
     "Greedy",
     "Hedge",
     "Length",
+    "Levels",
+    "MultiDraft",
     "NormalHedge",
+    "Pool",
     "Round",
     "Selector",
+    "StaticTree",
     "Token",
     "TopK",
+    "WithoutReplacement",
     "acceptance",
     "decode",
     "learners",
     "losses",
     "sampling",
+    "schemes",
     "until",
 ]

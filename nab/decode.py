@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from nab.acceptance import Chain
-from nab.sampling import propose, verify
-from nab.selector import Chooses
-from nab.types import AcceptanceRule, Floats, LanguageModel, Law, as_floats
+from nab.pool import Pool
+from nab.sampling import Draft, verify
+from nab.schemes import Levels, Scheme, accepted
+from nab.selector import Chooses, check_scores
+from nab.types import Floats, LanguageModel, Law, TreeModel
 
 
 class Seconds(NamedTuple):
@@ -34,11 +37,11 @@ class Round:
         start: position of the first emitted token.
         choice: index of the drafter.
         probs: law the choice was drawn from, ``(n,)``.
-        drafted: number of drafted tokens, at most ``draft_len``.
-        accepted: number of drafted tokens emitted.
+        drafted: number of drafted tokens, at most ``draft_len`` in a chain.
+        accepted: number of drafted tokens emitted, at most ``draft_len``.
         emitted: the accepted tokens and the next one; ``until`` may have cut them.
-        gamma: acceptance probabilities ``(positions, n)`` the selector asked for in this round, ending at
-            the last emitted token; None if it did not ask.
+        gamma: acceptance probabilities ``(positions, n)``, or ``(positions, draft_len, n)`` by depth, that the
+            selector asked for in this round, ending at the last emitted token; None if it did not ask.
         realised: likewise.
         seconds: where the time went.
     """
@@ -62,105 +65,144 @@ class Evaluation:
     drafter. Dropping it costs nothing and frees the target's laws it holds.
 
     Args:
-        drafters: the pool, n members.
-        rule: the verification scheme.
+        pool: n drafters; those that are benched, or fail now, are never accepted.
+        scheme: of verification.
         tokens: query so far, verified.
         start: first position to score.
         p: the target's laws at ``start .. len(tokens) - 1``, in one or several arrays ``(rows, vocab)``.
+        begin: first position of the answer.
+        exact: score by depth at its true cost (``Scheme.by_depth``) rather than as far as one forward per
+            drafter tells (``Scheme.outline``).
     """
 
-    drafters: Sequence[LanguageModel]
-    rule: AcceptanceRule
+    pool: Pool
+    scheme: Scheme
     tokens: Sequence[int]
     start: int
     p: tuple[Law, ...]
+    begin: int = 1
+    exact: bool = False
 
     def __add__(self, later: Evaluation) -> Evaluation:
         """Join with the evaluation of the positions that follow."""
         return replace(later, start=self.start, p=self.p + later.p)
 
     def __call__(self) -> tuple[Floats, Floats]:
-        """``gamma`` and ``realised``, each ``(positions, n)``."""
-        tokens, context = self.tokens[self.start :], self.tokens[:-1]
-        gamma = np.empty((len(tokens), len(self.drafters)))
-        realised = np.empty_like(gamma)
-        for i, drafter in enumerate(self.drafters):
-            q, row = drafter.score(context, self.start), 0
-            for p in self.p:
-                rows = slice(row, row := row + len(p))
-                gamma[rows, i] = as_floats(self.rule.probability(p, q[rows]))
-                realised[rows, i] = as_floats(self.rule.realised(p, q[rows], tokens[rows]))
-            if not ((gamma[:, i] >= 0) & (gamma[:, i] <= 1)).all():
-                raise ValueError(f"drafter {i}: acceptance probabilities {gamma[:, i]} are not in [0, 1]")
-        return gamma, realised
+        """``gamma`` and ``realised``: each ``(positions, n)``, or ``(positions, draft_len, n)`` by depth."""
+        found = [self.pool.call(i, self._scores) for i in range(len(self.pool))]
+        depths = self.scheme.draft_len if self.exact else len(self.scheme.outline)
+        never = np.zeros((2, len(self.tokens) - self.start, depths))
+        gamma, realised = np.stack([never if scores is None else scores for scores in found], -1)
+        return (gamma, realised) if depths > 1 or self.exact else (gamma[:, 0], realised[:, 0])
+
+    def _scores(self, drafter: LanguageModel) -> Floats:
+        """Of one drafter, ``(2, positions, depths)``."""
+        if self.exact:
+            scores = self.scheme.by_depth(drafter, self.tokens, self.start, self.p, self.begin)
+        else:
+            q = drafter.score(self.tokens[:-1], self.start)
+            if q.shape[-1] != self.p[0].shape[-1]:
+                raise ValueError(f"its laws have {q.shape[-1]} tokens, the target's {self.p[0].shape[-1]}")
+            rules = self.scheme.outline
+            scores = accepted(rules, [q] * len(rules), self.p, self.tokens[self.start :])
+        check_scores(*scores, scores[0].shape[1])
+        return np.stack(scores)
 
 
 def decode(
     target: LanguageModel,
-    drafters: Sequence[LanguageModel],
+    drafters: Sequence[LanguageModel] | Pool,
     selector: Chooses,
     prompt: Sequence[int],
     *,
     draft_len: int,
     rng: Any = None,
+    scheme: Scheme | None = None,
+    exact: bool = False,
 ) -> Iterator[Round]:
     """Decode speculatively for ever; the caller stops, for instance through ``until``.
 
     The emitted tokens have exactly the target's law, whatever the drafters and the selector do (Leviathan,
     Kalman, Matias 2023, appendix A.1). First the target reads the prompt; then a round makes one target
-    forward and uses ``2 draft_len + 1`` uniforms whatever happens in it.
+    forward and uses two uniforms per node of the scheme's tree and one more, whatever happens in it. A
+    drafter that fails is benched for the query, see ``nab.pool.Pool``.
 
     Args:
         target: the model whose law is decoded.
-        drafters: the pool, one per index the selector may choose.
+        drafters: one per index the selector may choose; a fresh ``Pool`` of them to set a time limit, or to see
+            which are benched.
         selector: a fresh ``Selector`` (state is per query), or a ``Constant``.
         prompt: token ids, at least one for models that need a first token.
-        draft_len: drafted tokens per round; 0 is plain decoding.
+        draft_len: drafted tokens per round, levels of a tree; 0 is plain decoding.
         rng: anything ``numpy.random.default_rng`` takes.
+        scheme: of verification, ``draft_len`` deep: see ``nab.schemes``; None is a chain. If it branches, target
+            and drafters are ``TreeModel``s.
+        exact: score drafters at every depth of the draft, at its true cost; else as far as one forward tells.
 
     Yields:
         One ``Round`` per target forward behind the first.
 
     Raises:
-        ValueError: if ``draft_len`` is negative, the selector is over another number of drafters, or a law is
-            none, naming whose it is.
+        ValueError: if ``draft_len`` is negative, ``scheme`` has another depth, the selector is over another
+            number of drafters, or a law of the target is none.
     """
+    pool = drafters if isinstance(drafters, Pool) else Pool(drafters)
+    scheme = Levels([Chain()] * draft_len) if scheme is None else scheme
     if draft_len < 0:
         raise ValueError(f"draft_len must be at least 0, got {draft_len}")
-    if draft_len and len(selector.probs) != len(drafters):
-        raise ValueError(
-            f"the selector chooses among {len(selector.probs)} drafters, the pool has {len(drafters)}"
-        )
+    if scheme.draft_len != draft_len:
+        raise ValueError(f"draft_len is {draft_len}, but the scheme drafts {scheme.draft_len} levels")
+    if draft_len and len(selector.probs) != len(pool):
+        raise ValueError(f"the selector chooses among {len(selector.probs)} drafters, the pool has {len(pool)}")
     rng = np.random.default_rng(rng)
     tokens = list(prompt)
     # drafters that read the target's features find them from the first round on
-    target.score(tokens, len(tokens))
+    vocab = target.score(tokens, len(tokens)).shape[-1]
     while True:
         clock = [perf_counter()]
-        uniforms = rng.random(2 * draft_len + 1)
+        uniforms = rng.random(2 * scheme.nodes + 1)
         start, choice, probs = len(tokens), selector.choice, selector.probs
-        try:
-            draft = propose(drafters[choice], tokens, uniforms[:draft_len])
-        except ValueError as error:
-            raise ValueError(f"drafter {choice}: {error}") from error
+        work = partial(_proposed, scheme, tokens, uniforms[: scheme.nodes], vocab)
+        draft = (pool.call(choice, work) if draft_len else None) or Draft([], [], [])
         clock.append(perf_counter())
 
-        p = target.score([*tokens, *draft.tokens], start)
+        p = _laws(target, tokens, draft)
         try:
-            accepted, next_token = verify(p, draft, uniforms[draft_len:])
+            path, next_token = verify(p, draft, uniforms[scheme.nodes :])
         except ValueError as error:
             raise ValueError(f"target: {error}") from error
-        emitted = (*draft.tokens[:accepted], next_token)
+        emitted = (*(draft.tokens[node] for node in path), next_token)
         tokens.extend(emitted)
         clock.append(perf_counter())
 
-        evaluation = Evaluation(drafters, Chain(), tuple(tokens), start, (p[: len(emitted)],))
+        rows = p[: len(emitted)] if draft.is_chain else p[[0, *(node + 1 for node in path)]]
+        evaluation = Evaluation(pool, scheme, tuple(tokens), start, (rows,), len(prompt), exact)
         gamma, realised = selector.observe(len(emitted), evaluation) or (None, None)
         clock.append(perf_counter())
 
         seconds = Seconds(*np.diff(clock).tolist())
         drafted = len(draft.tokens)
-        yield Round(start, choice, probs, drafted, accepted, emitted, gamma, realised, seconds)
+        yield Round(start, choice, probs, drafted, len(path), emitted, gamma, realised, seconds)
+
+
+def _proposed(
+    scheme: Scheme, tokens: Sequence[int], uniforms: Sequence[Any], vocab: int, drafter: LanguageModel
+) -> Draft:
+    """A draft that the target's laws can be held against."""
+    draft = scheme.propose(drafter, tokens, uniforms)
+    for token, q in zip(draft.tokens, draft.q, strict=True):
+        size = vocab if q is None else q.shape[-1]
+        if size != vocab or not 0 <= token < vocab:
+            raise ValueError(f"it drafts token {token} of {size}, the target has {vocab}")
+    return draft
+
+
+def _laws(target: LanguageModel, tokens: Sequence[int], draft: Draft) -> Law:
+    """The target's behind the text and behind each node, ``(nodes + 1, vocab)``, in one forward."""
+    context = [*tokens, *draft.tokens]
+    if draft.is_chain:
+        return target.score(context, len(tokens))
+    return cast(TreeModel, target).score(context, len(tokens), draft.parents)
 
 
 def until(

@@ -1,7 +1,9 @@
 """Losses in [0, 1] from acceptance probabilities, and the objectives a selector can minimise.
 
-``gamma`` and ``realised`` are ``(positions, n)`` arrays over consecutive verified positions of one query. A
-loss that needs ``draft_len`` consecutive positions has ``positions - draft_len + 1`` rows, none if fewer.
+``gamma`` and ``realised`` are ``(positions, n)`` arrays over consecutive verified positions of one query, or
+``(positions, depths, n)`` *by depth*, where acceptance depends on how deep in the draft a position stands:
+column k of position t is about a round that began at t - k and has accepted k tokens. A loss that needs
+``draft_len`` consecutive positions has ``positions - draft_len + 1`` rows, none if fewer.
 """
 
 from __future__ import annotations
@@ -26,6 +28,20 @@ def token_loss(gamma: Any) -> Any:
     return 1 - gamma
 
 
+def by_depth(scores: Floats, draft_len: int) -> Floats:
+    """Acceptance by depth, ``(positions, draft_len, n)``, of scores that may be alike at all depths.
+
+    Raises:
+        ValueError: if ``draft_len`` is below 1, or the scores know fewer depths.
+    """
+    if np.ndim(scores) < 3:
+        shape = len(scores), _at_least_one(draft_len), *np.shape(scores)[1:]
+        return np.broadcast_to(np.asarray(scores)[:, None], shape)
+    if scores.shape[1] < _at_least_one(draft_len):
+        raise ValueError(f"scores of {scores.shape[1]} depths tell nothing of drafts of {draft_len} tokens")
+    return scores[:, :draft_len]
+
+
 def expected_length(gamma: Floats, realised: Floats, draft_len: int) -> Floats:
     """Unbiased estimate of the tokens a round starting at each position would emit.
 
@@ -34,19 +50,20 @@ def expected_length(gamma: Floats, realised: Floats, draft_len: int) -> Floats:
     conditional mean (Rao-Blackwell).
 
     Args:
-        gamma: ``(positions, n)`` in [0, 1].
-        realised: ``(positions, n)`` in [0, 1].
+        gamma: ``(positions, n)`` in [0, 1], or by depth.
+        realised: likewise.
         draft_len: K >= 1 drafted tokens a round.
 
     Returns:
         ``(positions - K + 1, n)`` lengths in [1, K + 1].
     """
-    windows = max(len(gamma) - _at_least_one(draft_len) + 1, 0)
-    length = np.ones((windows, *np.shape(gamma)[1:]))
+    gamma, realised = by_depth(gamma, draft_len), by_depth(realised, draft_len)
+    windows = max(len(gamma) - draft_len + 1, 0)
+    length = np.ones((windows, *gamma.shape[2:]))
     carried = np.ones_like(length)
     for k in range(draft_len):
-        length += gamma[k : k + windows] * carried
-        carried *= realised[k : k + windows]
+        length += gamma[k : k + windows, k] * carried
+        carried *= realised[k : k + windows, k]
     return length
 
 
@@ -57,7 +74,7 @@ def plug_in_length(gamma: Floats, draft_len: int) -> Floats:
     without memory), otherwise biased: see docs/theory.md.
 
     Args:
-        gamma: ``(positions, n)`` in [0, 1].
+        gamma: ``(positions, n)`` in [0, 1], or by depth.
         draft_len: K >= 1 drafted tokens a round.
 
     Returns:
@@ -74,24 +91,22 @@ def expected_rounds(realised: Floats, draft_len: int) -> Floats:
     ``E_t = 1 + sum_{k=0..K} P(k accepted) E_{t+k+1}`` with ``E = 0`` behind the end.
 
     Args:
-        realised: ``(positions, n)`` in [0, 1], all positions of the text; or ``(K, positions, n)`` where the
-            depth of the draft matters, as it does for feature-level heads: row k of it holds the positions
-            when they are drafted as token k + 1.
+        realised: ``(positions, n)`` in [0, 1], or by depth, all positions of the text.
         draft_len: K >= 1 drafted tokens a round.
 
     Returns:
         ``(n,)`` means in [positions / (K + 1), positions].
     """
-    by_depth = np.broadcast_to(realised, (_at_least_one(draft_len), *np.shape(realised)[-2:]))
-    _, positions, n = by_depth.shape
+    realised = by_depth(realised, draft_len)
+    positions, _, n = realised.shape
     to_come = np.zeros((positions + draft_len + 1, n))
-    padded = np.concatenate([by_depth, np.zeros((draft_len, draft_len, n))], axis=1)
+    padded = np.concatenate([realised, np.zeros((draft_len, draft_len, n))])
     for t in reversed(range(positions)):
         reached = np.ones(n)
         to_come[t] = 1
         for k in range(draft_len):
-            to_come[t] += reached * (1 - padded[k, t + k]) * to_come[t + k + 1]
-            reached *= padded[k, t + k]
+            to_come[t] += reached * (1 - padded[t + k, k]) * to_come[t + k + 1]
+            reached *= padded[t + k, k]
         to_come[t] += reached * to_come[t + draft_len + 1]
     return np.asarray(to_come[0])
 
@@ -116,8 +131,8 @@ class Token:
     window = 1
 
     def __call__(self, gamma: Floats, realised: Floats) -> Floats:
-        """Return ``token_loss(gamma)``, ``(positions, n)``."""
-        return np.asarray(token_loss(gamma))
+        """Return ``token_loss`` of the first depth, ``(positions, n)``."""
+        return np.asarray(token_loss(by_depth(gamma, 1)[:, 0]))
 
 
 @dataclass(frozen=True)

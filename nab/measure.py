@@ -63,8 +63,7 @@ class Audit:
 
     def scores(self, n: int) -> tuple[Floats, Floats]:
         """``gamma`` and ``realised`` of all scored positions, ``(positions, n)``."""
-        empty = np.empty((0, n))
-        gamma, realised = zip((empty, empty), *self._scores, strict=True)
+        gamma, realised = zip(*self._scores or [(np.empty((0, n)),) * 2], strict=True)
         return np.concatenate(gamma), np.concatenate(realised)
 
 

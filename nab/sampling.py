@@ -1,4 +1,4 @@
-"""The one coupling behind every draft: sample, residual, transport, verify.
+"""The one coupling behind every draft: sample, accept or take the residual, verify.
 
 Written with operators that numpy arrays and torch tensors share, on unnormalised laws; randomness arrives as
 uniforms in [0, 1), so the functions are pure and can be enumerated exactly.
@@ -6,27 +6,56 @@ uniforms in [0, 1), so the functions are pure and can be enumerated exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
-from nab.types import LanguageModel, Law
+from nab.types import Law
+
+
+class Child(NamedTuple):
+    """A drafted token and the law it was drawn from given its earlier siblings; None: it was certain."""
+
+    token: int
+    q: Law | None
 
 
 class Draft(NamedTuple):
-    """A drafted chain: ``tokens`` and the laws ``q`` they were drawn from, one row each.
+    """A drafted tree: node k has a token, a parent (-1: the text so far) and the law its token was drawn from.
 
-    Shorter than asked for where the drafter had nothing more to propose.
+    Parents stand before their children, siblings in the order in which they are to be tested. ``q`` is None
+    where the token was certain, which saves a one-hot law. A chain is the tree whose node k hangs from k - 1.
     """
 
     tokens: list[int]
-    q: list[Law]
+    parents: list[int]
+    q: list[Law | None]
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int], q: Sequence[Law | None]) -> Draft:
+        """Every token behind the one before it."""
+        return cls(list(tokens), list(range(-1, len(tokens) - 1)), list(q))
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every node hangs from the one before it."""
+        return self.parents == list(range(-1, len(self.tokens) - 1))
+
+    def below(self, node: int) -> dict[int, int]:
+        """Children of a node (-1: the root) by token."""
+        return {token: k for k, (token, parent) in enumerate(zip(*self[:2], strict=True)) if parent == node}
+
+    def part(self, nodes: Sequence[int]) -> Draft:
+        """These nodes, ascending, the parent of each among them."""
+        number = {-1: -1, **{node: k for k, node in enumerate(nodes)}}
+        parents = [number[self.parents[node]] for node in nodes]
+        return Draft([self.tokens[node] for node in nodes], parents, [self.q[node] for node in nodes])
 
 
 class Verdict(NamedTuple):
-    """``accepted`` drafted tokens, then ``next_token``: recovered after a rejection, else the bonus token."""
+    """Nodes of the accepted ``path``, then ``next_token``: recovered after a rejection, else the bonus."""
 
-    accepted: int
+    path: list[int]
     next_token: int
 
 
@@ -51,8 +80,15 @@ def sample(law: Law, u: Any) -> int:
 
 def residual(p: Law, q: Law) -> Law:
     """``(p - q)_+``, unnormalised: what is left to emit after a rejection. ``p`` itself where nothing is."""
-    rest = (p - q).clip(min=0)
+    rest = (p - q).clip(0)
     return rest if rest.sum() > 0 else p
+
+
+def without(law: Law, token: int) -> Law:
+    """``law`` with no mass on ``token``, unnormalised."""
+    rest = law * 1
+    rest[token] = 0
+    return rest
 
 
 def transport(x: int, q: Law, p: Law, u: Any, v: Any) -> int:
@@ -70,34 +106,41 @@ def transport(x: int, q: Law, p: Law, u: Any, v: Any) -> int:
     return x if u * q[x] < p[x] else sample(residual(p, q), v)
 
 
-def propose(drafter: LanguageModel, tokens: Sequence[int], uniforms: Sequence[Any]) -> Draft:
-    """Draw a chain of at most ``len(uniforms)`` tokens; it ends early where the drafter's law is all 0."""
-    draft = Draft([], [])
-    for u in uniforms:
-        context = [*tokens, *draft.tokens]
-        q = drafter.score(context, len(context))[0]
-        mass = float(q.sum())
-        if not 0 <= mass < inf:
-            raise ValueError(f"its law must be non-negative and finite, but sums to {mass}")
-        if mass == 0:
-            break
-        draft.tokens.append(sample(q, u))
-        draft.q.append(q)
-    return draft
-
-
 def verify(p: Sequence[Law], draft: Draft, uniforms: Sequence[Any]) -> Verdict:
-    """Accept a prefix of the draft and add one token, so that what is emitted has exactly the target's law.
+    """Accept a path of the draft and add one token, so that what is emitted has exactly the target's law.
+
+    From the root on, children are tested in turn: one drawn from q is accepted with probability
+    ``min(1, p(x) / q(x))``, otherwise p becomes its normalised residual for the next. That is recursive
+    rejection (Miao et al. 2024), of which a chain is the case of single children, and a deterministic tree the
+    case of certain ones: those are accepted with probability p(x) in all.
 
     Args:
-        p: target laws, one row per drafted token and one for the token behind them, ``(k + 1, vocab)``.
-        draft: k drafted tokens with their laws.
-        uniforms: at least ``k + 1``; the first k test the drafted tokens, the last draws the next token, so
-            a round uses up the same number whatever happens in it.
+        p: target laws ``(nodes + 1, vocab)``: behind the text, then behind each node.
+        draft: nodes and laws.
+        uniforms: at least ``nodes + 1``; one tests each node, the last draws the next token, so a round uses
+            up the same number whatever happens in it.
     """
-    v = uniforms[-1]
-    for k, (x, q) in enumerate(zip(draft.tokens, draft.q, strict=True)):
-        moved = transport(x, q, p[k], uniforms[k], v)
-        if moved != x:
-            return Verdict(k, moved)
-    return Verdict(len(draft.tokens), sample(p[len(draft.tokens)], v))
+    at, path, law, mass = -1, list[int](), p[0], 1.0
+    for node, (x, parent, q) in enumerate(zip(*draft, strict=True)):
+        if parent != at:
+            continue
+        weight = mass if q is None else mass * q[x]
+        if uniforms[node] * weight < law[x]:
+            at, law, mass = node, p[node + 1], 1.0
+            path.append(node)
+        else:
+            rest = without(law, x) if q is None else residual(law, mass * q)
+            if rest.sum() > 0:  # else the rejection was rounding, and what follows draws x after all
+                law, mass = rest, rest.sum()
+    return Verdict(path, sample(law, uniforms[-1]))
+
+
+def contexts(tokens: Sequence[int], start: int, parents: Sequence[int]) -> Iterator[list[int]]:
+    """What stands before each row of ``LanguageModel.score(tokens, start, parents)``, path by path."""
+    first = len(tokens) - len(parents)
+    for end in range(start, len(tokens) + 1):
+        path, node = list[int](), end - 1 - first
+        while node >= 0:
+            path.append(tokens[first + node])
+            node = parents[node]
+        yield [*tokens[: first + node + 1], *reversed(path)]

@@ -123,7 +123,7 @@ class Selector:
         self.state = learner.init(n)
         self._pick = pick
         self._rng = np.random.default_rng(rng)
-        self._pending = np.empty((3, 0, n))  # gamma, realised, played of positions not yet released
+        self._pending: tuple[Any, ...] = (np.empty((0, n)),) * 3  # gamma, realised, played of positions not yet released
         self._choose(None)
 
     def _choose(self, before: Before | None) -> None:
@@ -134,16 +134,19 @@ class Selector:
         """Score all drafters on the new positions, feed the losses that are complete, choose again.
 
         Raises:
-            ValueError: on scores that are not in [0, 1], or not of shape ``(positions, n)``.
+            ValueError: on scores that are not in [0, 1], or not of shape ``(positions, n)``, or
+                ``(positions, depths, n)`` by depth.
         """
         gamma, realised = evaluate()
         check_scores(gamma, realised, len(self.probs))
-        new = np.stack([gamma, realised, np.broadcast_to(self.probs, np.shape(gamma))])
-        self._pending = np.concatenate([self._pending, new], axis=1)
-        losses = self.objective(self._pending[0], self._pending[1])
-        for loss, played in zip(losses, self._pending[2], strict=False):
-            self.state = self.learner.update(self.state, loss, played)
-        self._pending = self._pending[:, len(losses) :]
+        played = np.tile(self.probs, (len(gamma), 1))
+        known: tuple[Any, ...] = as_floats(gamma), as_floats(realised), played
+        if len(self._pending[0]):
+            known = tuple(map(np.concatenate, zip(self._pending, known, strict=True)))
+        losses = self.objective(known[0], known[1])
+        for loss, law in zip(losses, known[2], strict=False):
+            self.state = self.learner.update(self.state, loss, law)
+        self._pending = tuple(each[len(losses) :] for each in known)
         self._choose(Before(self.choice, self.probs))
         return gamma, realised
 
@@ -151,7 +154,7 @@ class Selector:
         """Everything needed to go on from here, as plain JSON types, exact to the last bit."""
         return {
             "learner": _plain(self.state),
-            "pending": self._pending.tolist(),
+            "pending": [each.tolist() for each in self._pending],
             **_choice_dict(self),
         }
 
@@ -163,7 +166,8 @@ class Selector:
         """
         _check_size(saved, len(self.probs))
         self.state = restored(self.state, saved["learner"])
-        self._pending = np.array(saved["pending"]).reshape(3, -1, len(self.probs))
+        empty = np.empty((0, len(self.probs)))
+        self._pending = tuple(np.array(each) if each else empty for each in saved["pending"])
         _load_choice(self, saved)
 
 
@@ -233,10 +237,10 @@ class BanditSelector:
 
 
 def check_scores(gamma: Any, realised: Any, n: int, *, least: int = 1) -> None:
-    """Raise ValueError unless both are in [0, 1] and ``(positions, n)``, of the same positions."""
+    """Raise ValueError unless both are in [0, 1], of the same shape, and ``(positions, n)`` or by depth."""
     for name, scores in (("gamma", gamma), ("realised", realised)):
         array = as_floats(scores)
-        if array.ndim != 2 or len(array) < least or array.shape[1] != n:
+        if array.ndim not in (2, 3) or len(array) < least or array.shape[-1] != n:
             some = ", a position at least" if least else ""
             raise ValueError(f"{name} must have shape (positions, {n}){some}, got {array.shape}")
         outside = array[~((array >= 0) & (array <= 1))]
@@ -244,6 +248,8 @@ def check_scores(gamma: Any, realised: Any, n: int, *, least: int = 1) -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {outside[0]}")
     if len(gamma) != len(realised):
         raise ValueError(f"gamma has {len(gamma)} positions, realised {len(realised)}: must be equal")
+    if np.shape(gamma) != np.shape(realised):
+        raise ValueError(f"gamma has shape {np.shape(gamma)}, realised {np.shape(realised)}: must be equal")
 
 
 def _choice_dict(selector: Selector | BanditSelector) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,11 +80,14 @@ class Objective(Protocol):
         """Consecutive verified positions that one loss needs, at least 1."""
 
     def __call__(self, gamma: Floats, realised: Floats) -> Floats:
-        """``(positions, n)`` acceptance probabilities to ``(positions - window + 1, n)`` losses in [0, 1]."""
+        """Acceptance probabilities to ``(positions - window + 1, n)`` losses in [0, 1].
+
+        Both are ``(positions, n)``, or ``(positions, depths, n)`` by depth: see ``nab.losses``.
+        """
 
 
 class AcceptanceRule(Protocol):
-    """A verification scheme, described by a(x): see ``nab.acceptance``."""
+    """Acceptance of one drafted position, described by a(x): see ``nab.acceptance``."""
 
     def probability(self, p: Law, q: Law) -> Any:
         """Gamma: probability that a draft from ``q`` is accepted, before the token is known. ``(...,)``."""
@@ -109,5 +112,32 @@ class LanguageModel(Protocol):
         """
 
 
+class TreeModel(LanguageModel, Protocol):
+    """A language model that scores branching trees too, which targets and drafters of such need to be."""
+
+    def score(self, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None) -> Law:
+        """As ``LanguageModel.score``; given ``parents``, the last ``len(parents)`` tokens are nodes of a tree.
+
+        Node j stands behind node ``parents[j] < j``, where -1 is the last token before the tree, -2 the one
+        before that, and so on. Row i is then the law behind ``tokens[i - 1]`` given its path.
+        """
+
+
+@runtime_checkable
+class DepthAware(LanguageModel, Protocol):
+    """A drafter whose law depends on how deep in the draft it stands, such as a feature-level head."""
+
+    def score_by_depth(self, tokens: Sequence[int], start: int, depths: int) -> Law:
+        """Laws of ``tokens[i]``, ``i = start .. len(tokens)``, as the k-th token of a draft, k = 1 .. depths.
+
+        Returns:
+            ``(depths, len(tokens) - start + 1, vocab)``: row [k - 1, i - start] as a round that began at
+            ``i - k + 1`` would draft it behind the tokens given; zeros where it would begin before 1.
+        """
+
+
 Evaluate = Callable[[], tuple[Floats, Floats]]
-"""Asks for ``gamma`` and ``realised``, each ``(positions, n)``, of positions verified since last asked."""
+"""Asks for ``gamma`` and ``realised`` of the positions verified since last asked.
+
+Each is ``(positions, n)``, or ``(positions, depths, n)`` by depth: see ``nab.losses``.
+"""

@@ -14,7 +14,7 @@ HEAVY = ["torch", "transformers", "matplotlib", "rich", "click", "pandas", "jobl
 
 LEVELS = [  # a module imports only from its own level and those before it
     {"nab.types"},
-    {"nab.acceptance", "nab.losses", "nab.sampling"},
+    {"nab.acceptance", "nab.losses", "nab.pool", "nab.sampling", "nab.schemes"},
     {"nab.learners"},
     {"nab.selector"},
     {"nab.decode"},

@@ -99,7 +99,7 @@ def test_bad_draft_len_is_named():
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(0, 2**32))
 def test_expected_rounds_by_depth_against_every_way_to_cut_the_text(draft_len, positions, seed):
-    by_depth = np.random.default_rng(seed).random((draft_len, positions, 2))
+    by_depth = np.random.default_rng(seed).random((positions, draft_len, 2))
 
     def mean(start):
         """Mean rounds from ``start``, by recursion over the whole tree of outcomes."""
@@ -107,10 +107,10 @@ def test_expected_rounds_by_depth_against_every_way_to_cut_the_text(draft_len, p
             return 0.0
         total, reached = 1.0, 1.0
         for k in range(min(draft_len, positions - start)):
-            total += reached * (1 - by_depth[k, start + k, 1]) * mean(start + k + 1)
-            reached *= by_depth[k, start + k, 1]
+            total += reached * (1 - by_depth[start + k, k, 1]) * mean(start + k + 1)
+            reached *= by_depth[start + k, k, 1]
         return total + reached * mean(start + draft_len + 1)
 
     assert expected_rounds(by_depth, draft_len)[1] == pytest.approx(mean(0), rel=1e-13)
-    alike = np.broadcast_to(by_depth[0], by_depth.shape)
-    np.testing.assert_array_equal(expected_rounds(by_depth[0], draft_len), expected_rounds(alike, draft_len))
+    alike = np.broadcast_to(by_depth[:, :1], by_depth.shape)
+    np.testing.assert_array_equal(expected_rounds(by_depth[:, 0], draft_len), expected_rounds(alike, draft_len))

@@ -42,7 +42,7 @@ def test_every_position_is_scored_once_in_order(name):
     list(query.run(TARGET, POOL, SELECTORS[name](), [0], max_new_tokens=100, rng=4))
     tokens = (0, *query.tokens)
     p = TARGET.score(tokens[:-1], 1)
-    expected = Evaluation(POOL, nab.Chain(), tokens, 1, (p,))()
+    expected = Evaluation(nab.Pool(POOL), nab.Levels([nab.Chain()]), tokens, 1, (p,))()
     for found, right in zip(query.scores(), expected, strict=True):
         np.testing.assert_array_equal(found, right)
 

@@ -35,7 +35,7 @@ def decoded_laws(make_selector):
 
 def replayed_law(make_selector, text, power=1):
     p = TARGET.score([0, *text[:-1]], 1)
-    gamma, realised = Evaluation(POOL, nab.Chain(), (0, *text), 1, (p,))()
+    gamma, realised = Evaluation(nab.Pool(POOL), nab.Levels([nab.Chain()]), (0, *text), 1, (p,))()
     law = {}
 
     def run(rng):

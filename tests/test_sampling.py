@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_acceptance import laws
 
-from nab.sampling import Draft, Verdict, propose, residual, sample, transport, verify
-from nab.sim import Markov
+from nab.sampling import Draft, Verdict, residual, sample, transport, verify
 
 
 @given(laws(rows=1))
@@ -54,33 +53,17 @@ def test_residual_of_equal_laws_is_the_law_itself():
     np.testing.assert_array_equal(residual(p, np.array([1.0, 0.0])), [0.0, 0.5])
 
 
-def test_propose_ends_where_the_drafter_has_nothing():
-    drafter = Markov(np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
-    assert propose(drafter, [0], [0.5] * 5).tokens == [1, 2]
-    assert propose(drafter, [2], [0.5] * 5).tokens == []
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
-def test_propose_names_a_law_that_is_none(bad):
-    class Broken:
-        def score(self, tokens, start):
-            return np.full((1, 3), bad)
-
-    with pytest.raises(ValueError, match=r"law must be non-negative and finite, but sums to"):
-        propose(Broken(), [0], [0.5])
-
-
 def test_verify_accepts_a_prefix_and_adds_one_token():
     p = np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]])
     q = [np.array([0.5, 0.5])] * 2
-    assert verify(p, Draft([1, 0], q), [0.9, 0.9, 0.2]) == Verdict(2, 0)
-    assert verify(p, Draft([1, 1], q), [0.9, 0.9, 0.2]) == Verdict(1, 0)
-    assert verify(p, Draft([0, 0], q), [0.9, 0.9, 0.2]) == Verdict(0, 1)
-    assert verify(p, Draft([], []), [0.9, 0.9, 0.2]) == Verdict(0, 1)
+    assert verify(p, Draft.chain([1, 0], q), [0.9, 0.9, 0.2]) == Verdict([0, 1], 0)
+    assert verify(p, Draft.chain([1, 1], q), [0.9, 0.9, 0.2]) == Verdict([0], 0)
+    assert verify(p, Draft.chain([0, 0], q), [0.9, 0.9, 0.2]) == Verdict([], 1)
+    assert verify(p, Draft.chain([], []), [0.9, 0.9, 0.2]) == Verdict([], 1)
 
 
 @given(laws(rows=3), laws(rows=2), st.lists(st.integers(0, 63).map(lambda k: k / 64), min_size=5, max_size=5))
 def test_verify_agrees_between_numpy_and_torch(p, q, uniforms):
     tokens = [sample(q[0], uniforms[0]), sample(q[1], uniforms[1])]
-    expected = verify(p, Draft(tokens, list(q)), uniforms[2:])
-    assert verify(torch.tensor(p), Draft(tokens, list(torch.tensor(q))), uniforms[2:]) == expected
+    expected = verify(p, Draft.chain(tokens, q), uniforms[2:])
+    assert verify(torch.tensor(p), Draft.chain(tokens, torch.tensor(q)), uniforms[2:]) == expected

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nab.learners.border import checked, whole
+from nab.sampling import contexts
 from nab.types import Floats
 
 
@@ -41,8 +42,10 @@ class Markov:
         """Number of tokens the law depends on, at least 1."""
         return self.table.ndim - 1
 
-    def score(self, tokens: Sequence[int], start: int) -> Floats:
-        """Laws at ``start .. len(tokens)``, with ``start >= order``."""
+    def score(self, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None) -> Floats:
+        """Laws at ``start .. len(tokens)``, with ``start >= order``; a ``TreeModel``."""
+        if parents is not None:
+            return np.stack([self.score(path, len(path))[0] for path in contexts(tokens, start, parents)])
         if not self.order <= start <= len(tokens):
             raise ValueError(f"start must lie in [{self.order}, {len(tokens)}], got {start}")
         history = np.asarray(tokens[start - self.order :], dtype=np.int64)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nab.learners.border import whole
-from nab.losses import plug_in_length
+from nab.losses import by_depth, plug_in_length
 from nab.selector import Chooses, check_scores
 from nab.types import Floats
 
@@ -39,7 +39,7 @@ def replay(
 
     Args:
         selector: a fresh one.
-        gamma: ``(positions, n)`` in [0, 1], all positions of the text.
+        gamma: ``(positions, n)`` in [0, 1], or by depth (``nab.losses``), all positions of the text.
         realised: likewise.
         draft_len: drafted tokens per round, at least 1.
         rng: anything ``numpy.random.default_rng`` takes.
@@ -57,13 +57,13 @@ def replay(
     """
     whole("draft_len", draft_len, 1)
     check_scores(gamma, realised, len(selector.probs), least=0)
-    rng = np.random.default_rng(rng)
+    rng, accepts = np.random.default_rng(rng), by_depth(realised, draft_len)
     start = 0
     while start < len(realised):
         choice, probs = selector.choice, selector.probs
         accepted = 0
-        for u, a in zip(rng.random(draft_len), realised[start:, choice], strict=False):
-            if not u < a:
+        for k, (u, a) in enumerate(zip(rng.random(draft_len), accepts[start:, :, choice], strict=False)):
+            if not u < a[k]:
                 break
             accepted += 1
         emitted = min(accepted + 1, len(realised) - start)
@@ -80,7 +80,7 @@ def round_lengths(realised: Floats, draft_len: int) -> Floats:
     length without most of the noise of acceptance.
 
     Args:
-        realised: ``(positions, n)`` in [0, 1], all positions of the text, at least one.
+        realised: ``(positions, n)`` in [0, 1], or by depth, all positions of the text, at least one.
         draft_len: drafted tokens per round, at least 1.
 
     Returns:
@@ -89,7 +89,7 @@ def round_lengths(realised: Floats, draft_len: int) -> Floats:
     >>> round_lengths(np.ones((4, 1)), 2)[:, 0].tolist()
     [3.0, 3.0, 2.0, 1.0]
     """
-    behind = np.zeros((draft_len, realised.shape[1]))
+    behind = np.zeros((draft_len, *realised.shape[1:]))
     return plug_in_length(np.concatenate([realised[:-1], behind]), draft_len)
 
 

@@ -131,7 +131,9 @@ def play_row(
     whole("rounds", rounds, draft_len)
     losses = noise(path(rounds, n), batch=batch, rng=seed)
     if draft_len > 1:
-        losses = length_loss(plug_in_length(1 - losses, draft_len), draft_len)
+        gamma = (1 - losses).reshape(len(losses), -1)
+        length = plug_in_length(gamma, draft_len)
+        losses = length_loss(length, draft_len).reshape(-1, *losses.shape[1:])
     if bandit := is_bandit(player):
         if (draft_len, delay, period) != (1, 0, 1):
             raise ValueError(

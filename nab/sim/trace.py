@@ -112,8 +112,8 @@ class TracedQuery:
         policy: name of what chose the drafters.
         domain: label of the prompt, may be empty.
         rounds: in order; ``start`` of the first one is the length of the prompt.
-        gamma: acceptance probabilities of the scored positions, from the first on, ``(positions, n)``: all of
-            the answer's, or less of it where the trace breaks off; none of plain decoding.
+        gamma: acceptance probabilities of the scored positions, from the first on, ``(positions, n)`` or by
+            depth ``(positions, depths, n)``: all of the answer's, or less of it where the trace breaks off; none of plain decoding.
         realised: likewise.
         metrics: what the trace says of the whole answer; None where it breaks off before.
     """
@@ -135,7 +135,7 @@ class TracedQuery:
     def played(self) -> Floats:
         """The law in force at each scored position, ``(positions, n)``."""
         laws = [round_.probs for round_ in self.rounds for _ in round_.emitted]
-        return np.array(laws).reshape(-1, self.gamma.shape[1])[: len(self.gamma)]
+        return np.array(laws).reshape(-1, self.gamma.shape[-1])[: len(self.gamma)]
 
     def losses(self, objective: Objective) -> Floats:
         """The loss matrix, ``(positions - window + 1, n)``: what ``nab.sim.play`` and ``regret`` take."""
@@ -227,7 +227,7 @@ class _Reader:
         self.where: tuple[Any, ...] = ()
         self.rounds: list[Round] = []
         self.tokens = self.scored = 0
-        self._scores = [np.empty((2, 0, self.n))]
+        self._scores: list[Floats] = []
 
     def take(self, record: dict[str, Any]) -> None:
         """One record behind the header."""
@@ -261,7 +261,9 @@ class _Reader:
                 raise ValueError(f"{len(gamma)} scored positions of {self.tokens} tokens")
             self._scores.append(np.stack([gamma, realised])[:, : self.tokens])
             metrics = {name: value for name, value in metrics.items() if name not in ("gamma", "realised")}
-        gamma, realised = np.concatenate(self._scores, axis=1)
+        if len({scores.shape[2:] for scores in self._scores}) > 1:
+            raise ValueError("scores by depth and scores alike at all depths")
+        gamma, realised = np.concatenate(self._scores or [np.empty((2, 0, self.n))], axis=1)
         number, policy, domain = self.where
         rounds = tuple(self.rounds)
         self.queries.append(TracedQuery(number, policy, domain, rounds, gamma, realised, metrics))
@@ -345,11 +347,11 @@ def _array(record: dict[str, Any], name: str) -> Floats:
 
 
 def _scores(record: dict[str, Any], n: int) -> tuple[Floats, Floats]:
-    """``gamma`` and ``realised`` of a record, each ``(positions, n)``."""
+    """``gamma`` and ``realised`` of a record, each ``(positions, n)``, or ``(positions, depths, n)`` by depth."""
     gamma, realised = (_array(record, name) for name in ("gamma", "realised"))
     if gamma.shape == realised.shape == (0,):
         return np.empty((0, n)), np.empty((0, n))
-    if gamma.ndim != 2 or gamma.shape[1] != n or gamma.shape != realised.shape:
+    if gamma.ndim not in (2, 3) or gamma.shape[-1] != n or gamma.shape != realised.shape:
         shapes = f"{gamma.shape} and {realised.shape}"
         raise ValueError(f"gamma and realised must have the shape (positions, {n}), got {shapes}")
     return gamma, realised
@@ -362,8 +364,9 @@ def _round(record: dict[str, Any], before: _Reader) -> Round:
         raise ValueError(f"a round has the fields {', '.join(known)}; got {', '.join(record)}")
     first = before.rounds[0].start if before.rounds else _count(record, "start", 0, np.inf)
     start = _count(record, "start", first + before.tokens, first + before.tokens)
-    drafted = _count(record, "drafted", 0, before.header["draft_len"])
-    accepted = _count(record, "accepted", 0, drafted)
+    nodes = before.header.get("nodes", before.header["draft_len"])
+    drafted = _count(record, "drafted", 0, nodes)
+    accepted = _count(record, "accepted", 0, min(drafted, before.header["draft_len"]))
     emitted = _typed(record, "emitted", list)
     if not all(type(token) is int and token >= 0 for token in emitted):
         raise ValueError(f"emitted must be token ids, got {emitted}")

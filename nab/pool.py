@@ -1,0 +1,112 @@
+"""The drafters of a query, each until it fails: whatever a drafter does, the text stays the target's."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar, cast
+
+from nab.types import LanguageModel
+
+T = TypeVar("T")
+
+
+class DrafterWarning(UserWarning):
+    """A drafter failed and drafts no more in this query."""
+
+
+class Pool:
+    """Drafters that are benched for the rest of the query when they fail.
+
+    A drafter that raises (and so everything that is found wrong with what it returns), or is not done after
+    ``limit`` seconds, is benched with a ``DrafterWarning`` that names it. Its rounds then have no draft and its
+    acceptance is 0, so its losses are the worst there are. Where all fail, that is plain decoding.
+
+    Args:
+        drafters: the members, n of them.
+        limit: seconds that a draft or an evaluation may take; None is for ever. With a limit, drafters run in
+            a thread of their own. One that hangs is left behind there, and is benched in later queries too
+            for as long as it does.
+
+    Raises:
+        ValueError: if ``limit`` is not positive.
+    """
+
+    def __init__(self, drafters: Sequence[LanguageModel], *, limit: float | None = None) -> None:
+        if limit is not None and not limit > 0:
+            raise ValueError(f"limit must be a positive number of seconds or None, got {limit}")
+        self.drafters = drafters
+        self.limit = limit
+        self.benched: dict[int, str] = {}
+        """By index, why."""
+
+    def __len__(self) -> int:
+        return len(self.drafters)
+
+    def call(self, i: int, work: Callable[[LanguageModel], T]) -> T | None:
+        """``work`` on drafter ``i``, or None if it is benched, before or by this."""
+        if i in self.benched:
+            return None
+        drafter = self.drafters[i]
+        try:
+            return work(drafter) if self.limit is None else _WORKER.run(work, drafter, self.limit)
+        except Exception as error:
+            name = getattr(drafter, "name", None)
+            self.benched[i] = f"{type(error).__name__}: {error}"
+            who = f"drafter {i}" + (f" ({name})" if name else "")
+            warnings.warn(f"{who} is benched for this query: {self.benched[i]}", DrafterWarning, stacklevel=3)
+            return None
+
+
+class _Worker:
+    """A thread that can be given up, and a new one then."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Any] | None = None
+        self._hanging: dict[int, LanguageModel] = {}
+
+    def run(self, work: Callable[[LanguageModel], T], drafter: LanguageModel, limit: float) -> T:
+        """The result of ``work(drafter)``.
+
+        Raises:
+            TimeoutError: if it takes longer than ``limit`` seconds, or hangs since an earlier call.
+        """
+        if id(drafter) in self._hanging:
+            raise TimeoutError("it still hangs since an earlier query")
+        answer: SimpleQueue[Any] = SimpleQueue()
+        self._hanging[id(drafter)] = drafter
+        self._thread().put((work, drafter, answer))
+        try:
+            result, error = answer.get(timeout=limit)
+        except Empty:
+            self._jobs = None
+            raise TimeoutError(f"it was not done after {limit:g} s") from None
+        except BaseException:  # Ctrl-C
+            self._jobs = None
+            raise
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    def _thread(self) -> SimpleQueue[Any]:
+        """What the thread takes its work from; it is started where there is none."""
+        if self._jobs is None:
+            self._jobs = SimpleQueue()
+            threading.Thread(target=self._serve, args=(self._jobs,), daemon=True).start()
+        return self._jobs
+
+    def _serve(self, jobs: SimpleQueue[Any]) -> None:
+        while jobs is self._jobs:  # else it was given up
+            work, drafter, answer = jobs.get()
+            outcome: tuple[Any, BaseException | None]
+            try:
+                outcome = work(drafter), None
+            except BaseException as error:  # handed on to who waits
+                outcome = None, error
+            self._hanging.pop(id(drafter), None)
+            answer.put(outcome)
+
+
+_WORKER = _Worker()
