@@ -70,6 +70,35 @@ def transport(x: int, q: Law, p: Law, u: Any, v: Any) -> int:
     return x if u * q[x] < p[x] else sample(residual(p, q), v)
 
 
+def placed(tokens: Sequence[int], parents: Sequence[int]) -> list[int]:
+    """Index in ``tokens`` of the parents of the tree nodes among them.
+
+    Args:
+        tokens: a chain, then one token per node.
+        parents: of the nodes, relative to the first node: below 0 a token of the chain, -1 the last; else an
+            earlier node.
+
+    Raises:
+        ValueError: naming a parent that is no earlier node, or lies before the first token.
+    """
+    chain = len(tokens) - len(parents)
+    for node, parent in enumerate(parents):
+        if parent >= node:
+            raise ValueError(f"the parent of node {node} must come before it, got {parent}")
+        if chain + parent < 0:
+            raise ValueError(f"node {node} has parent {parent}, but {max(chain, 0)} tokens precede the nodes")
+    return [chain + parent for parent in parents]
+
+
+def paths(tokens: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
+    """The tokens from the first one to each node; arguments and errors as for ``placed``."""
+    chain, found = len(tokens) - len(parents), list[list[int]]()
+    for token, parent in zip(tokens[chain:], placed(tokens, parents), strict=True):
+        before = found[parent - chain] if parent >= chain else tokens[: parent + 1]
+        found.append([*before, token])
+    return found
+
+
 def propose(drafter: LanguageModel, tokens: Sequence[int], uniforms: Sequence[Any]) -> Draft:
     """Draw a chain of at most ``len(uniforms)`` tokens; it ends early where the drafter's law is all 0."""
     draft = Draft([], [])

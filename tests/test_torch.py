@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import MambaConfig, MambaForCausalLM
 
 import nab
+from nab.backends.cache import Tree
 from nab.backends.drafters import Lookup, NGram
 from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
 
@@ -50,7 +51,7 @@ def test_the_rewind_check_can_fail():
     """A cache that is not cropped gives other scores."""
     model = CausalLM(tiny.llama())
     model.logits([1, 2, 3, 4], 1)
-    model._tokens = [1, 2, 9, 9]  # it now believes that it holds 9, 9
+    model._cache.tree = Tree([1, 2, 9, 9])  # it now believes that it holds 9, 9
     wrong = model.logits([1, 2, 9, 9, 5], 5)
     assert (wrong - recomputed(model.model, [1, 2, 9, 9, 5], 5)).abs().max() > 1e-3
 

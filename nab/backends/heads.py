@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedModel
 
-from nab.backends.torch import CausalLM, Warper, common_prefix
+from nab.backends.cache import common_prefix
+from nab.backends.torch import CausalLM, Warper
 
 
 @dataclass(frozen=True)
