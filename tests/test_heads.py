@@ -299,3 +299,15 @@ def test_bad_questions_are_named(ask, message):
     target.score([1, 2], 2)
     with pytest.raises(ValueError, match=message):
         ask(head)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trees_on_cuda_agree_with_cpu_in_float64():
+    laws = []
+    for device in ("cpu", "cuda"):
+        target = CausalLM(llama().to(device))
+        head = Head(head_model(target.model), target, Warper())
+        target.score([1, 2, 3], 1)
+        trees = head.score([1, 2, 3, 4, 4, 5, 6], 2, [-1, -2, 1, 1])
+        laws.append((trees.cpu(), head.score_by_depth([1, 2, 3], 1, 3).cpu()))
+    torch.testing.assert_close(*laws, rtol=0, atol=1e-10)

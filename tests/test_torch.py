@@ -225,9 +225,9 @@ def test_saturated_ngram_contexts_are_laws_at_every_temperature():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_agrees_with_cpu_in_float64():
+@pytest.mark.parametrize(("tokens", "parents"), [([1, 2, 3, 4], None), ([1, 2, 3, 4, 4, 5], [-1, -2, 1])])
+def test_cuda_agrees_with_cpu_in_float64(tokens, parents):
     model = tiny.llama()
-    expected = CausalLM(model).score([1, 2, 3, 4], 1)
-    torch.testing.assert_close(
-        CausalLM(model.to("cuda")).score([1, 2, 3, 4], 1).cpu(), expected, rtol=0, atol=1e-10
-    )
+    expected = CausalLM(model).score(tokens, 1, parents)
+    found = CausalLM(model.to("cuda")).score(tokens, 1, parents)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-10)
