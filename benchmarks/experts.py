@@ -274,7 +274,7 @@ def main() -> None:
     if others := cells.read()[1]:
         print(f"{cells.file}: {others} cells were made with other settings or files and are left alone")
 
-    layers = {layer for d in drafters.values() if isinstance(d, Head) for layer in d.model.shape.layers}
+    layers = {layer for d in drafters.values() if isinstance(d, Head) for layer in d.model.layers}
     last = target.model.config.get_text_config().num_hidden_layers
     inputs = checksum([json.dumps([common, sums["target"], sums["texts"]]).encode()])
     teacher = Teacher(target, options.corpora, out / f"{options.out.name}-units" / inputs,

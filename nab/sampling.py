@@ -6,7 +6,7 @@ uniforms in [0, 1), so the functions are pure and can be enumerated exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
@@ -106,6 +106,47 @@ def transport(x: int, q: Law, p: Law, u: Any, v: Any) -> int:
     return x if u * q[x] < p[x] else sample(residual(p, q), v)
 
 
+def placed(tokens: Sequence[int], parents: Sequence[int]) -> list[int]:
+    """Index in ``tokens`` of the parents of the tree nodes among them.
+
+    Args:
+        tokens: a chain, then one token per node.
+        parents: of the nodes, relative to the first node: below 0 a token of the chain, -1 the last; else an
+            earlier node.
+
+    Raises:
+        ValueError: naming a parent that is no earlier node, or lies before the first token.
+    """
+    chain = len(tokens) - len(parents)
+    for node, parent in enumerate(parents):
+        if parent >= node:
+            raise ValueError(f"the parent of node {node} must come before it, got {parent}")
+        if chain + parent < 0:
+            raise ValueError(f"node {node} has parent {parent}, but {max(chain, 0)} tokens precede the nodes")
+    return [chain + parent for parent in parents]
+
+
+def paths(tokens: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
+    """The tokens from the first one to each node; arguments and errors as for ``placed``."""
+    chain, found = len(tokens) - len(parents), list[list[int]]()
+    for token, parent in zip(tokens[chain:], placed(tokens, parents), strict=True):
+        before = found[parent - chain] if parent >= chain else tokens[: parent + 1]
+        found.append([*before, token])
+    return found
+
+
+def by_path(score: Callable[..., Law], tokens: Sequence[int], start: int, parents: Sequence[int]) -> list[Law]:
+    """Rows of ``TreeModel.score`` from a ``LanguageModel.score``, path by path, in parts ``(rows, vocab)``.
+
+    Raises:
+        ValueError: as for ``placed``.
+    """
+    nodes = paths(tokens, parents)
+    chain = len(tokens) - len(nodes)
+    parts = [score(tokens[:chain], start)] if start <= chain else []
+    return parts + [score(path, len(path)) for path in nodes[max(start - chain - 1, 0) :]]
+
+
 def verify(p: Sequence[Law], draft: Draft, uniforms: Sequence[Any]) -> Verdict:
     """Accept a path of the draft and add one token, so that what is emitted has exactly the target's law.
 
@@ -133,14 +174,3 @@ def verify(p: Sequence[Law], draft: Draft, uniforms: Sequence[Any]) -> Verdict:
             if rest.sum() > 0:  # else the rejection was rounding, and what follows draws x after all
                 law, mass = rest, rest.sum()
     return Verdict(path, sample(law, uniforms[-1]))
-
-
-def contexts(tokens: Sequence[int], start: int, parents: Sequence[int]) -> Iterator[list[int]]:
-    """What stands before each row of ``LanguageModel.score(tokens, start, parents)``, path by path."""
-    first = len(tokens) - len(parents)
-    for end in range(start, len(tokens) + 1):
-        path, node = list[int](), end - 1 - first
-        while node >= 0:
-            path.append(tokens[first + node])
-            node = parents[node]
-        yield [*tokens[: first + node + 1], *reversed(path)]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import MambaConfig, MambaForCausalLM
 
 import nab
+from nab.backends.cache import Tree
 from nab.backends.drafters import Lookup, NGram
 from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
 
@@ -50,7 +51,7 @@ def test_the_rewind_check_can_fail():
     """A cache that is not cropped gives other scores."""
     model = CausalLM(tiny.llama())
     model.logits([1, 2, 3, 4], 1)
-    model._tokens = [1, 2, 9, 9]  # it now believes that it holds 9, 9
+    model._cache.tree = Tree([1, 2, 9, 9])  # it now believes that it holds 9, 9
     wrong = model.logits([1, 2, 9, 9, 5], 5)
     assert (wrong - recomputed(model.model, [1, 2, 9, 9, 5], 5)).abs().max() > 1e-3
 
@@ -224,9 +225,9 @@ def test_saturated_ngram_contexts_are_laws_at_every_temperature():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_agrees_with_cpu_in_float64():
+@pytest.mark.parametrize(("tokens", "parents"), [([1, 2, 3, 4], None), ([1, 2, 3, 4, 4, 5], [-1, -2, 1])])
+def test_cuda_agrees_with_cpu_in_float64(tokens, parents):
     model = tiny.llama()
-    expected = CausalLM(model).score([1, 2, 3, 4], 1)
-    torch.testing.assert_close(
-        CausalLM(model.to("cuda")).score([1, 2, 3, 4], 1).cpu(), expected, rtol=0, atol=1e-10
-    )
+    expected = CausalLM(model).score(tokens, 1, parents)
+    found = CausalLM(model.to("cuda")).score(tokens, 1, parents)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-10)

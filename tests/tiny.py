@@ -6,6 +6,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -13,6 +17,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCAB = 257  # 256 bytes and the end of the text
@@ -59,7 +65,42 @@ def mistral(seed=0, dtype=torch.float64):
     return MistralForCausalLM(config).to(dtype)
 
 
-ARCHITECTURES = {"llama": llama, "gpt2": gpt2, "mistral, sliding window": mistral}
+def _small(config, model, seed, dtype, **changes):
+    """Three layers of grouped-query attention with wide initial weights."""
+    torch.manual_seed(seed)
+    return model(
+        config(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=1024,
+            initializer_range=0.4, bos_token_id=None, eos_token_id=END, pad_token_id=None, **changes,
+        )
+    ).to(dtype)  # fmt: skip
+
+
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+def qwen3(seed=0, dtype=torch.float64):
+    return _small(Qwen3Config, Qwen3ForCausalLM, seed, dtype)
+
+
+def gemma2(seed=0, dtype=torch.float64):
+    """Its attention caps its scores, so it is eager: its softmax is float32, whatever ``dtype``."""
+    return _small(Gemma2Config, Gemma2ForCausalLM, seed, dtype, layer_types=ALTERNATING, sliding_window=8)
+
+
+def gemma3(seed=0, dtype=torch.float64):
+    """Layers 1 and 3 see the last 8 tokens only and have another rotary base than layer 2."""
+    return _small(Gemma3TextConfig, Gemma3ForCausalLM, seed, dtype, layer_types=ALTERNATING, sliding_window=8)
+
+
+ARCHITECTURES = {
+    "llama": llama,
+    "gpt2": gpt2,
+    "qwen3": qwen3,
+    "mistral, sliding window": mistral,
+    "gemma3, alternating": gemma3,
+}
 
 
 def perturbed(model, amount, seed=1):

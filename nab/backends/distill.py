@@ -68,7 +68,7 @@ class Feature(nn.Module):
 
     def laws(self, unit: Unit, depths: int) -> list[Tensor]:
         """See ``Student``."""
-        kept = unit.hidden[:, :, -len(self.model.shape.layers) :].to(self.model.output.dtype)
+        kept = unit.hidden[:, :, -len(self.model.layers) :].to(self.model.output.dtype)
         own = self.model.unroll(unit.tokens.clamp_min(0), kept, depths)
         return [self.model.logits(features) for features in own]
 

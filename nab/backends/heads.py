@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedModel
 
-from nab.backends.torch import CausalLM, Warper, common_prefix
+from nab.backends.cache import Tree, TreeCache, additive
+from nab.backends.torch import CausalLM, Warper
+from nab.sampling import placed
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,53 @@ class Shape:
         return cls(**{**values, "layers": tuple(values["layers"])})
 
 
+class FeatureModel(Protocol):
+    """What a ``Head`` needs of its model: an entry per token, computed from the token and a feature.
+
+    The feature is the target's of the token before, fused; or, where the target has not read that one yet,
+    the model's own output for it; zeros for the first token.
+    """
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden states of the target that it reads."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the target's laws."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """Ids of the draft vocabulary, ``(draft_vocab,)``."""
+
+    @property
+    def width(self) -> int:
+        """Of features, fused and own."""
+
+    @property
+    def skips_first(self) -> bool:
+        """Whether the text's first token has no entry: entry j is then of token j + 1, at position j."""
+
+    def fused(self, hidden: Tensor) -> Tensor:
+        """Features ``(..., width)`` from the target's hidden states ``(..., layers, target's width)``."""
+
+    def forward(
+        self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: DynamicCache
+    ) -> Tensor:
+        """Own features ``(1, rows, width)`` of some entries, whose keys and values ``cache`` gets.
+
+        Args:
+            ids: ``(1, rows)``.
+            features: ``(1, rows, width)``.
+            positions: ``(1, rows)``.
+            mask: ``(1, 1, rows, entries)``, added to attention scores; None if all entries are a chain.
+            cache: of the entries before.
+        """
+
+    def logits(self, own: Tensor) -> Tensor:
+        """Over the draft vocabulary, of the token behind each entry: ``(..., draft_vocab)``."""
+
+
 class HeadModel(nn.Module):
     """Token embedding and feature in, next feature out: ``h_k = block(mix[e(x_k); g_(k-1)])``.
 
@@ -59,6 +110,7 @@ class HeadModel(nn.Module):
     embedding: Tensor
     output: Tensor
     tokens: Tensor
+    skips_first = False
 
     def __init__(self, shape: Shape, target: PreTrainedModel, tokens: Tensor) -> None:
         super().__init__()
@@ -69,7 +121,10 @@ class HeadModel(nn.Module):
                 f"{tuple(tokens.shape)} between {int(tokens.min())} and {int(tokens.max())}"
             )
         self.shape = shape
-        width = config.hidden_size
+        self.layers = shape.layers
+        self.vocab_size: int = config.vocab_size
+        self.width: int = config.hidden_size
+        width = self.width
         parameters: dict[str, Any] = {"device": target.device, "dtype": target.dtype}
         self.fuse: nn.Module = nn.Identity()  # one feature is in the space that own features live in
         if len(shape.layers) > 1:
@@ -111,9 +166,22 @@ class HeadModel(nn.Module):
         fused: Tensor = self.fuse(rms_norm(hidden, hidden.shape[-1:]).flatten(-2))
         return fused
 
-    def logits(self, features: Tensor) -> Tensor:
+    def forward(
+        self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: DynamicCache
+    ) -> Tensor:
+        """See ``FeatureModel``; here for any batch."""
+        own: Tensor = self.block(
+            inputs_embeds=self.inputs(ids, features),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return own
+
+    def logits(self, own: Tensor) -> Tensor:
         """Over the draft vocabulary: ``(..., width)`` to ``(..., draft_vocab)``."""
-        return features @ self.output.T
+        return own @ self.output.T
 
     def unroll(self, tokens: Tensor, hidden: Tensor, steps: int) -> list[Tensor]:
         """Own features at depth 1 .. ``steps`` of every position, as decoding would make them.
@@ -137,13 +205,7 @@ class HeadModel(nn.Module):
             # true keys up to k - depth + 1, then one key for each depth since
             masks = [behind >= depth - 1, *(behind == depth - own for own in range(2, depth + 1))]
             allowed = torch.cat(masks, 1)[None, None].expand(len(tokens), 1, -1, -1)
-            own: Tensor = self.block(
-                inputs_embeds=self.inputs(tokens, features),
-                attention_mask=allowed,
-                position_ids=positions[None],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
+            own = self.forward(tokens, features, positions=positions[None], mask=allowed, cache=cache)
             unrolled.append(own)
             features = _later(own)
         return unrolled
@@ -155,10 +217,10 @@ def _later(features: Tensor) -> Tensor:
 
 
 class Head:
-    """A ``HeadModel`` beside a target as a ``LanguageModel``.
+    """A feature-level drafter beside a target as a ``LanguageModel``.
 
     It reads the hidden states that the target's own forwards left behind, so verified positions are scored in
-    one forward; beyond what the target has read it goes on with its own features, token by token. Its cache
+    one forward; beyond what the target has read it goes on with its own features, level by level. Its cache
     may lag: it catches up from the target's features.
 
     Args:
@@ -168,72 +230,157 @@ class Head:
         name: for error messages.
     """
 
-    def __init__(self, model: HeadModel, target: CausalLM, warper: Warper, *, name: str = "head") -> None:
-        self.model = model.requires_grad_(False)
+    def __init__(self, model: FeatureModel, target: CausalLM, warper: Warper, *, name: str = "head") -> None:
+        self.model = model
         self.target = target
         self.warper = warper
         self.name = name
         self.context: int | None = target.context
-        target.keep(model.shape.layers)
+        target.keep(model.layers)
         self.reset()
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Forget all cached tokens."""
-        self._tokens: list[int] = []
-        self._true = 0  # leading cached positions that were computed from the target's features
-        self._cache = DynamicCache()
-        self._own = self.model.output.new_zeros(0, self.model.output.shape[1])
+        self._cache = TreeCache(self.model.fused(self.target.hidden([], self.model.layers)))
 
     @torch.inference_mode()
-    def score(self, tokens: Sequence[int], start: int) -> Tensor:
-        """Processed laws ``(len(tokens) - start + 1, vocab)``; see ``LanguageModel.score``.
+    def score(self, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None) -> Tensor:
+        """Processed laws ``(len(tokens) - start + 1, vocab)``; arguments as for ``CausalLM.score``.
+
+        A node always reads the head's own feature of its parent, also where the target has read on since: it
+        is drafted where the target has not.
 
         Raises:
-            ValueError: if ``start`` is outside [1, len(tokens)], or the head returns NaN.
+            ValueError: if ``start`` is outside [1, len(tokens)], a parent is no earlier token, or the head
+                returns NaN.
         """
-        if not 1 <= start <= len(tokens):
-            raise ValueError(f"start must lie in [1, {len(tokens)}], got {start}")
-        hidden = self.target.hidden(tokens, self.model.shape.layers)
-        true = min(len(tokens), len(hidden) + 1)  # positions whose predecessor the target has read
-        keep = min(common_prefix(self._tokens, tokens), start - 1)
-        if self._true < true:
-            keep = min(keep, self._true)
-        try:
-            self._crop(keep)
-            if keep < true:
-                features = self.model.fused(hidden[max(keep - 1, 0) : true - 1])
-                if keep == 0:
-                    features = torch.cat([torch.zeros_like(self.model.output[:1]), features])
-                self._extend(tokens[keep:true], features)
-                self._true = true
-            for k in range(max(keep, true), len(tokens)):
-                self._extend(tokens[k : k + 1], self._own[-1:])
-        except BaseException:  # an interrupted forward leaves cache and features at different lengths
-            self.reset()
-            raise
-        logits = self.model.logits(self._own[start - 1 :])
-        if not logits.max() < torch.inf:
-            raise ValueError(f"{self.name} returned logits that are NaN or infinite")
-        law = self.warper(logits)
-        whole = law.new_zeros(len(law), len(self.model.embedding))
-        whole[:, self.model.tokens] = law
+        self._check(tokens, start)
+        return self._laws(tokens, parents or (), range(start - 1, len(tokens)))
+
+    @torch.inference_mode()
+    def score_by_depth(self, tokens: Sequence[int], start: int, depths: int) -> Tensor:
+        """What the head would have drafted at each depth of a round, had it drafted these very tokens.
+
+        One tree: from each token a branch of the tokens that follow it, in ``depths`` forwards at most.
+
+        Args:
+            tokens: verified; the target has read all of them, the last perhaps not.
+            start: first position scored.
+            depths: tokens of a round, at least 1.
+
+        Returns:
+            ``(depths, len(tokens) - start + 1, vocab)``. Row ``[k, i - start]`` is the law of token k + 1 of
+            the round that starts from ``tokens[: i - k]``, drafted behind ``tokens[:i]``, the target having
+            read ``tokens[: i - k - 1]``; zeros where that round would start from nothing.
+
+        Raises:
+            ValueError: if ``start`` is outside [1, len(tokens)], ``depths`` is below 1, the target has read
+                too little, or the head returns NaN.
+        """
+        self._check(tokens, start)
+        end, read = len(tokens), len(self.target.hidden(tokens, self.model.layers))
+        if depths < 1:
+            raise ValueError(f"depths must be at least 1, got {depths}")
+        if read < end - 1:
+            raise ValueError(f"{self.name} needs {end - 1} tokens read by the target, which has read {read}")
+        nodes, parents = list[int](), list[int]()
+        place = {(0, i): i - 1 for i in range(1, end + 1)}  # of the entry behind which a row is the law
+        for depth in range(1, depths):
+            for i in range(max(start - depths + 1 + depth, depth + 1), end + 1):
+                place[depth, i] = end + len(nodes)
+                parents.append(place[depth - 1, i - 1] - end)
+                nodes.append(tokens[i - 1])
+        rows = [(depth, i) for depth in range(depths) for i in range(max(start, depth + 1), end + 1)]
+        laws = self._laws([*tokens, *nodes], parents, [place[row] for row in rows])
+        whole = laws.new_zeros(depths, end - start + 1, laws.shape[-1])
+        whole[[depth for depth, _ in rows], [i - start for _, i in rows]] = laws
         return whole
 
-    def _crop(self, keep: int) -> None:
-        if keep < len(self._tokens):
-            self._cache.crop(keep - len(self._tokens))
-            self._tokens, self._own = self._tokens[:keep], self._own[:keep]
-        self._true = min(self._true, keep)
+    def _check(self, tokens: Sequence[int], start: int) -> None:
+        if not 1 <= start <= len(tokens):
+            raise ValueError(f"start must lie in [1, {len(tokens)}], got {start}")
 
-    def _extend(self, tokens: Sequence[int], features: Tensor) -> None:
-        ids = torch.tensor(tokens, device=features.device)
-        own = self.model.block(
-            inputs_embeds=self.model.inputs(ids, features)[None],
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state[0]
-        self._own = torch.cat([self._own, own])
-        self._tokens = [*self._tokens, *tokens]
+    def _laws(self, tokens: Sequence[int], parents: Sequence[int], behind: Sequence[int]) -> Tensor:
+        """Processed laws behind some tokens, ``(len(behind), vocab)``; zeros where there is no entry."""
+        skipped = int(self.model.skips_first)
+        hung = [parent - skipped for parent in placed(tokens, parents)]
+        chain = len(tokens) - len(parents)
+        hidden = self.target.hidden(tokens[:chain], self.model.layers)
+        levels = _by_level(tokens[skipped:], hung, min(chain, len(hidden) + 1) - skipped)
+        self._read(levels, hidden)
+        own = self._cache.states[0][[levels.places[at - skipped] for at in behind if at >= skipped]]
+        logits = self.model.logits(own)
+        if not (logits < torch.inf).all():
+            raise ValueError(f"{self.name} returned logits that are NaN or infinite")
+        law = self.warper(logits)
+        whole = law.new_zeros(len(behind), self.model.vocab_size)
+        whole[len(behind) - len(law) :, self.model.tokens] = law
+        return whole
+
+    def _read(self, levels: _Levels, hidden: Tensor) -> None:
+        """Bring the cache to a tree; the target's ``hidden`` states are of the chain."""
+        tree = levels.tree
+        with self._cache.reading(tree, len(tree)) as kept:
+            for begin, end in pairwise([0, *levels.ends]):
+                rows = range(max(begin, kept), end)
+                if rows:
+                    true = rows.start < levels.ends[0]
+                    self._feed(tree, rows, self._given(hidden, rows) if true else self._drafted(tree, rows))
+
+    def _given(self, hidden: Tensor, rows: range) -> Tensor:
+        """Features of some entries: the target's, of the tokens before; zeros before the first token."""
+        first, last = (at + int(self.model.skips_first) - 1 for at in (rows.start, rows.stop))
+        features = self.model.fused(hidden[max(first, 0) : last])
+        return features if first >= 0 else torch.cat([features.new_zeros(1, self.model.width), features])
+
+    def _drafted(self, tree: Tree, rows: range) -> Tensor:
+        """Features of some entries: the head's own, of their parents; zeros where there is none."""
+        own, parents = self._cache.states[0], torch.tensor([tree.parent(row) for row in rows])
+        features = own.new_zeros(len(rows), self.model.width)
+        features[parents >= 0] = own[parents[parents >= 0]]
+        return features
+
+    def _feed(self, tree: Tree, rows: range, features: Tensor) -> None:
+        device, labels = features.device, tree.labels[rows.start : rows.stop]
+        tokens = [label if label >= 0 else ~label for label in labels]
+        branches = rows.stop > tree.trunk
+        own = self.model.forward(
+            torch.tensor([tokens], device=device),
+            features[None],
+            positions=tree.positions(rows)[None].to(device),
+            mask=additive(tree.visible(rows), features.dtype).to(device) if branches else None,
+            cache=self._cache.keys,
+        )
+        self._cache.add(own[0])
+
+
+class _Levels(NamedTuple):
+    """A tree whose entries stand level by level, so that each finds its parent's own feature.
+
+    Args:
+        tree: labels are tokens, or ``~token`` where the entry reads an own feature: another computation.
+        places: of the entries in the order given.
+        ends: of each level; the first reads the target's features and may be empty.
+    """
+
+    tree: Tree
+    places: list[int]
+    ends: list[int]
+
+
+def _by_level(tokens: Sequence[int], parents: Sequence[int], true: int) -> _Levels:
+    """Sort a chain and its nodes; ``true`` of the chain read the target's features, parents are indices."""
+    behind, levels = [*range(true - 1, len(tokens) - len(parents) - 1), *parents], list[int]()
+    for parent in behind:
+        levels.append(levels[parent - true] + 1 if parent >= true else 1)
+    order = sorted(range(len(behind)), key=levels.__getitem__)
+    places = list(range(len(tokens)))
+    for place, entry in enumerate(order, true):
+        places[true + entry] = place
+    labels = [*tokens[:true], *(~tokens[true + entry] for entry in order)]
+    tree = Tree(labels, [places[behind[entry]] if behind[entry] >= 0 else -1 for entry in order])
+    return _Levels(tree, places, list(accumulate(Counter(levels).values(), initial=true)))
 
 
 def build(weights: Mapping[str, Tensor], shape: Shape, target: PreTrainedModel) -> HeadModel:
@@ -247,4 +394,4 @@ def build(weights: Mapping[str, Tensor], shape: Shape, target: PreTrainedModel) 
         model.load_state_dict(dict(weights))
     except RuntimeError as error:
         raise ValueError(f"the weights fit no head for this target: {error}") from None
-    return model
+    return model.requires_grad_(False)

@@ -8,12 +8,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from nab.backends.cache import Tree, TreeCache, additive
+from nab.sampling import by_path, placed
 from nab.types import LanguageModel
 
 
@@ -63,9 +67,11 @@ class Warper:
 class CausalLM:
     """A transformers causal language model as a ``LanguageModel`` on its own device and dtype.
 
-    The cache compares the tokens given with the tokens cached, crops what differs and feeds the rest, so any
-    order of calls gives the scores of a full recomputation, and a prompt that shares a prefix with the last
-    query reuses it. Memory grows with the longest sequence; there is one sequence at a time.
+    The cache compares the tokens given with the tokens cached, keeps the paths they share and feeds the rest,
+    so any order of calls gives the scores of a full recomputation: after a tree was scored, the branch that
+    was accepted is found in the cache, and a tree that grows is fed its new nodes alone. A prompt that shares
+    a prefix with the last query reuses it. Memory grows with the longest sequence; there is one tree at a
+    time.
 
     Args:
         model: put in eval mode. Its cache must be able to forget, so recurrent models are refused.
@@ -89,7 +95,7 @@ class CausalLM:
         self.warper = warper or Warper()
         self.name = name
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
-        self._kept: dict[int, Tensor] = {}
+        self._layers: list[int] = []
         self.reset()
 
     def keep(self, layers: Iterable[int]) -> None:
@@ -102,61 +108,100 @@ class CausalLM:
         for layer in layers:
             if not 0 <= layer <= last:
                 raise ValueError(f"{self.name} has the hidden states 0 to {last}, not {layer}")
-            self._kept[layer] = torch.empty(0)
+            if layer not in self._layers:
+                self._layers.append(layer)
         self.reset()
 
     def hidden(self, tokens: Sequence[int], layers: Sequence[int]) -> Tensor:
-        """Kept states of the longest prefix of ``tokens`` that was read, ``(read, len(layers), width)``."""
-        read = common_prefix(self._tokens, tokens)
-        return torch.stack([self._kept[layer][:read] for layer in layers], 1)
+        """Kept states of the longest prefix of ``tokens`` that was read, ``(read, len(layers), width)``.
+
+        It may have been read along a branch of a tree.
+        """
+        states = dict(zip(self._layers, self._cache.along(tokens), strict=True))
+        return torch.stack([states[layer] for layer in layers], 1)
 
     def reset(self) -> None:
         """Forget all cached tokens."""
-        self._tokens: list[int] = []
-        # Full layers: sliding windows are kept by the mask, so every layer can be cropped.
-        self._cache = DynamicCache()
-        for layer in self._kept:
-            width = self.model.config.get_text_config().hidden_size
-            self._kept[layer] = torch.empty(0, width, device=self.model.device, dtype=self.model.dtype)
+        width = self.model.config.get_text_config().hidden_size
+        empty = torch.empty(0, width, device=self.model.device, dtype=self.model.dtype)
+        self._cache = TreeCache(*[empty] * len(self._layers))
 
     @torch.inference_mode()
-    def logits(self, tokens: Sequence[int], start: int) -> Tensor:
-        """Raw logits ``(len(tokens) - start + 1, vocab)`` of ``tokens[i]`` for ``i = start .. len(tokens)``.
+    def logits(self, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None) -> Tensor:
+        """Raw logits ``(len(tokens) - start + 1, vocab)``; arguments as for ``score``.
 
         Raises:
-            ValueError: if ``start`` is outside [1, len(tokens)], the tokens do not fit the context, or the
-                model returns NaN.
+            ValueError: if ``start`` is outside [1, len(tokens)], a parent is no earlier token, a path does
+                not fit the context, the tokens branch but the model takes no mask, or it returns NaN.
         """
         if not 1 <= start <= len(tokens):
             raise ValueError(f"start must lie in [1, {len(tokens)}], got {start}")
-        if self.context is not None and len(tokens) > self.context:
-            raise ValueError(f"{len(tokens)} tokens do not fit the context of {self.name}: {self.context}")
-        keep = min(common_prefix(self._tokens, tokens), start - 1)
-        fed, rows = tokens[keep:], len(tokens) - start + 1
-        try:
-            if keep < len(self._tokens):
-                self._cache.crop(keep - len(self._tokens))
+        tree = Tree(list(tokens), placed(tokens, parents or ()))
+        if self.context is not None and tree.depth > self.context:
+            raise ValueError(f"{tree.depth} tokens do not fit the context of {self.name}: {self.context}")
+        with self._cache.reading(tree, start - 1) as kept:
             output = self.model(
-                input_ids=torch.tensor([fed], device=self.model.device),
-                past_key_values=self._cache,
+                input_ids=torch.tensor([tokens[kept:]], device=self.model.device),
+                past_key_values=self._cache.keys,
                 use_cache=True,
-                logits_to_keep=rows,
-                output_hidden_states=bool(self._kept),
+                logits_to_keep=len(tokens) - start + 1,
+                output_hidden_states=bool(self._layers),
+                **self._layout(tree, range(kept, len(tree))),
             )
-            for layer, states in self._kept.items():
-                self._kept[layer] = torch.cat([states[:keep], output.hidden_states[layer][0]])
-            self._tokens = list(tokens)
-        except BaseException:  # an interrupted forward leaves the layers of the cache at different lengths
-            self.reset()
-            raise
+            self._cache.add(*(output.hidden_states[layer][0] for layer in self._layers))
         logits: Tensor = output.logits[0]
         if not logits.max() < torch.inf:
             raise ValueError(f"{self.name} returned logits that are NaN or infinite")
         return logits
 
-    def score(self, tokens: Sequence[int], start: int) -> Tensor:
-        """Processed laws ``(len(tokens) - start + 1, vocab)``; see ``LanguageModel.score``."""
-        return self.warper(self.logits(tokens, start))
+    def score(self, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None) -> Tensor:
+        """Processed laws ``(len(tokens) - start + 1, vocab)``; see ``LanguageModel.score``.
+
+        Args:
+            tokens: a chain, or a chain and the nodes of a tree that hangs from it.
+            start: the first row is the law behind ``tokens[start - 1]``.
+            parents: of the last ``len(parents)`` tokens, the nodes, counted from the first of them: below 0 a
+                token of the chain, -1 the last; else an earlier node. Siblings may be alike. A row is the law
+                of the token behind an entry, given the path to it.
+        """
+        return self.warper(self.logits(tokens, start, parents))
+
+    def _layout(self, tree: Tree, rows: range) -> dict[str, Any]:
+        """Mask and position ids of some entries, as the model takes them; a chain needs none."""
+        if len(tree) == tree.trunk:
+            return {}
+        device, dtype = self.model.device, self.model.dtype
+        masks = {
+            kind: additive(tree.visible(rows, window), dtype).to(device)
+            for kind, window in self._windows.items()
+        }
+        return {
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "position_ids": tree.positions(rows)[None].to(device),
+        }
+
+    @cached_property
+    def _windows(self) -> dict[str, int | None]:
+        """How far the layers see, by their type; None without limit.
+
+        Raises:
+            ValueError: if the model's attention does not follow a mask and position ids that it is given.
+        """
+        config: Any = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        alone = "full_attention" if window is None else "sliding_attention"
+        kinds = set(getattr(config, "layer_types", None) or [alone])
+        implementation = config._attn_implementation
+        if (
+            implementation not in ("sdpa", "eager")
+            or kinds - {"full_attention", "sliding_attention"}
+            or "position_ids" not in signature(self.model.forward).parameters
+            or getattr(config, "alibi", False)  # distances are counted in entries
+            or config.model_type == "gpt_neo"  # its local layers have a mask of their own
+        ):
+            kind = f"{type(self.model).__name__}, {implementation} attention"
+            raise ValueError(f"{self.name} cannot score trees: {kind}, takes no mask for them")
+        return {kind: window if kind == "sliding_attention" else None for kind in kinds}
 
 
 @dataclass(frozen=True)
@@ -177,13 +222,15 @@ class Lifted:
     dtype: torch.dtype
     name: str = "model"
 
-    def score(self, tokens: Sequence[int], start: int) -> Tensor:
-        """Processed laws on the device; all-zero rows stay.
+    def score(self, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None) -> Tensor:
+        """Processed laws on the device, of trees as of chains (see ``CausalLM.score``); all-zero rows stay.
 
         Raises:
-            ValueError: if the model's law is negative, NaN or infinite somewhere.
+            ValueError: if a parent is no earlier token, or the model's law is negative, NaN or infinite
+                somewhere.
         """
-        law = torch.as_tensor(self.model.score(tokens, start)).to(self.device, self.dtype)
+        parts = by_path(self.model.score, tokens, start, parents or ())
+        law = torch.cat([torch.as_tensor(part) for part in parts]).to(self.device, self.dtype)
         if not (law.min() >= 0 and law.max() < torch.inf):
             raise ValueError(f"{self.name} returned a law that is negative, NaN or infinite somewhere")
         if self.warper == Warper():
@@ -215,11 +262,3 @@ def early_exit(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     shallow.tie_weights()
     shallow.train(False)
     return shallow
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading tokens that two sequences share."""
-    n = min(len(a), len(b))
-    if list(a[:n]) == list(b[:n]):
-        return n
-    return next(i for i in range(n) if a[i] != b[i])

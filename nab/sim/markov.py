@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nab.learners.border import checked, whole
-from nab.sampling import contexts
+from nab.sampling import by_path
 from nab.types import Floats
 
 
@@ -45,7 +45,7 @@ class Markov:
     def score(self, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None) -> Floats:
         """Laws at ``start .. len(tokens)``, with ``start >= order``; a ``TreeModel``."""
         if parents is not None:
-            return np.stack([self.score(path, len(path))[0] for path in contexts(tokens, start, parents)])
+            return np.concatenate(by_path(self.score, tokens, start, parents))
         if not self.order <= start <= len(tokens):
             raise ValueError(f"start must lie in [{self.order}, {len(tokens)}], got {start}")
         history = np.asarray(tokens[start - self.order :], dtype=np.int64)
