@@ -64,8 +64,8 @@ class MultiDraft:
     """``m`` independent drafts per position, tested one after the other against what is left of the target.
 
     With ``r_1 = p``, ``R_j = sum_x r_j(x)`` and ``r_{j+1} = (r_j - R_j q)_+``, the mass that nobody has
-    accepted, ``a(x) = 1 - r_{m+1}(x) / p(x)`` and ``gamma = 1 - R_{m+1}``. It is SpecInfer's recursive rejection
-    (Miao et al. 2024, Alg. 2), unnormalised; ``m = 1`` is the chain.
+    accepted, ``a(x) = 1 - r_{m+1}(x) / p(x)`` and ``gamma = 1 - R_{m+1}``. It is SpecInfer's recursive
+    rejection (Miao et al. 2024, Alg. 2), unnormalised; ``m = 1`` is the chain.
     """
 
     m: int
@@ -102,10 +102,10 @@ class MultiDraft:
 class WithoutReplacement:
     """``m`` different drafts per position, each drawn from ``q`` without those before it (Sequoia).
 
-    The law of a draft depends on those before it, so a(x) is a mean over what is drawn, and has no closed form
-    from the second draft on. ``probability`` and ``realised`` are **unbiased estimates** in [0, 1]: they draw
-    the rejected tokens from their law ``(q_j - p_j)_+``, and go through the recursion of ``MultiDraft`` with
-    the laws ``q_j`` that remain. Two calls draw anew. Source: Chen et al. 2024 (Sequoia), section 4.1.
+    The law of a draft depends on those before it, so a(x) is a mean over what is drawn, and has no closed
+    form from the second draft on. ``probability`` and ``realised`` are **unbiased estimates** in [0, 1]: they
+    draw the rejected tokens from their law ``(q_j - p_j)_+``, and go through the recursion of ``MultiDraft``
+    with the laws ``q_j`` that remain. Two calls draw anew. Source: Chen et al. 2024 (Sequoia), section 4.1.
 
     Args:
         m: drafts, at least 1.
@@ -148,17 +148,19 @@ class WithoutReplacement:
         """What no draft accepts, ``p(x) (1 - a(x))`` in the mean."""
         rest = p.reshape(-1, p.shape[-1]) * 1
         for row, law in enumerate(q.reshape(rest.shape)):
-            for j in range(self.m):
-                mass = rest[row].sum()
-                if not (law.sum() > 0 and mass > 0):
-                    break
-                proposed = mass / law.sum() * law
-                rejected = (proposed - rest[row]).clip(0)
-                rest[row] = (rest[row] - proposed).clip(0)
-                if j + 1 == self.m or not rejected.sum() > 0:
-                    break
-                law = without(law, sample(rejected, self.rng.random()))
+            rest[row] = self._rest_of_one(rest[row], law)
         return rest.reshape(p.shape)
+
+    def _rest_of_one(self, rest: Law, law: Law) -> Law:
+        for _ in range(self.m):
+            if not (law.sum() > 0 and rest.sum() > 0):
+                break
+            proposed = rest.sum() / law.sum() * law
+            rest, rejected = (rest - proposed).clip(0), (proposed - rest).clip(0)
+            if not rejected.sum() > 0:
+                break
+            law = without(law, sample(rejected, self.rng.random()))
+        return rest
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ class Round:
         drafted: number of drafted tokens, at most ``draft_len`` in a chain.
         accepted: number of drafted tokens emitted, at most ``draft_len``.
         emitted: the accepted tokens and the next one; ``until`` may have cut them.
-        gamma: acceptance probabilities ``(positions, n)``, or ``(positions, draft_len, n)`` by depth, that the
-            selector asked for in this round, ending at the last emitted token; None if it did not ask.
+        gamma: acceptance probabilities ``(positions, n)``, or ``(positions, draft_len, n)`` by depth, that
+            the selector asked for in this round, ending at the last emitted token; None if it did not ask.
         realised: likewise.
         seconds: where the time went.
     """
@@ -129,14 +129,14 @@ def decode(
 
     Args:
         target: the model whose law is decoded.
-        drafters: one per index the selector may choose; a fresh ``Pool`` of them to set a time limit, or to see
-            which are benched.
+        drafters: one per index the selector may choose; a fresh ``Pool`` of them to set a time limit, or to
+            see which are benched.
         selector: a fresh ``Selector`` (state is per query), or a ``Constant``.
         prompt: token ids, at least one for models that need a first token.
         draft_len: drafted tokens per round, levels of a tree; 0 is plain decoding.
         rng: anything ``numpy.random.default_rng`` takes.
-        scheme: of verification, ``draft_len`` deep: see ``nab.schemes``; None is a chain. If it branches, target
-            and drafters are ``TreeModel``s.
+        scheme: of verification, ``draft_len`` deep: see ``nab.schemes``; None is a chain. If it branches,
+            target and drafters are ``TreeModel``s.
         exact: score drafters at every depth of the draft, at its true cost; else as far as one forward tells.
 
     Yields:
@@ -153,7 +153,9 @@ def decode(
     if scheme.draft_len != draft_len:
         raise ValueError(f"draft_len is {draft_len}, but the scheme drafts {scheme.draft_len} levels")
     if draft_len and len(selector.probs) != len(pool):
-        raise ValueError(f"the selector chooses among {len(selector.probs)} drafters, the pool has {len(pool)}")
+        raise ValueError(
+            f"the selector chooses among {len(selector.probs)} drafters, the pool has {len(pool)}"
+        )
     rng = np.random.default_rng(rng)
     tokens = list(prompt)
     # drafters that read the target's features find them from the first round on

@@ -21,8 +21,8 @@ class Pool:
     """Drafters that are benched for the rest of the query when they fail.
 
     A drafter that raises (and so everything that is found wrong with what it returns), or is not done after
-    ``limit`` seconds, is benched with a ``DrafterWarning`` that names it. Its rounds then have no draft and its
-    acceptance is 0, so its losses are the worst there are. Where all fail, that is plain decoding.
+    ``limit`` seconds, is benched with a ``DrafterWarning`` that names it. Its rounds then have no draft and
+    its acceptance is 0, so its losses are the worst there are. Where all fail, that is plain decoding.
 
     Args:
         drafters: the members, n of them.

@@ -21,7 +21,7 @@ class Child(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A drafted tree: node k has a token, a parent (-1: the text so far) and the law its token was drawn from.
+    """A drafted tree: node k has a token, a parent (-1: the text so far) and the law it was drawn from.
 
     Parents stand before their children, siblings in the order in which they are to be tested. ``q`` is None
     where the token was certain, which saves a one-hot law. A chain is the tree whose node k hangs from k - 1.
@@ -135,7 +135,9 @@ def paths(tokens: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
     return found
 
 
-def by_path(score: Callable[..., Law], tokens: Sequence[int], start: int, parents: Sequence[int]) -> list[Law]:
+def by_path(
+    score: Callable[..., Law], tokens: Sequence[int], start: int, parents: Sequence[int]
+) -> list[Law]:
     """Rows of ``TreeModel.score`` from a ``LanguageModel.score``, path by path, in parts ``(rows, vocab)``.
 
     Raises:
@@ -152,8 +154,8 @@ def verify(p: Sequence[Law], draft: Draft, uniforms: Sequence[Any]) -> Verdict:
 
     From the root on, children are tested in turn: one drawn from q is accepted with probability
     ``min(1, p(x) / q(x))``, otherwise p becomes its normalised residual for the next. That is recursive
-    rejection (Miao et al. 2024), of which a chain is the case of single children, and a deterministic tree the
-    case of certain ones: those are accepted with probability p(x) in all.
+    rejection (Miao et al. 2024), of which a chain is the case of single children, and a deterministic tree
+    the case of certain ones: those are accepted with probability p(x) in all.
 
     Args:
         p: target laws ``(nodes + 1, vocab)``: behind the text, then behind each node.

@@ -1,12 +1,12 @@
 """Verification schemes: how a drafter's laws grow into a tree, and what that makes of its acceptance.
 
 A scheme proposes a ``Draft`` of ``draft_len`` levels; ``nab.sampling.verify`` serves them all. Three classes:
-``Levels`` has a rule per depth (chains, several drafts, sampled and complete trees), ``StaticTree`` a shape by
-rank, ``DynamicTree`` grows where the drafter is sure.
+``Levels`` has a rule per depth (chains, several drafts, sampled and complete trees), ``StaticTree`` a shape
+by rank, ``DynamicTree`` grows where the drafter is sure.
 
-What a round accepts is described by ``gamma`` and ``realised`` *by depth*, ``(positions, draft_len)``: column k
-of position t is about a round that began at t - k and has accepted k tokens. That is exact for every scheme,
-since a verified text settles the node such a round has reached.
+What a round accepts is described by ``gamma`` and ``realised`` *by depth*, ``(positions, draft_len)``: column
+k of position t is about a round that began at t - k and has accepted k tokens. That is exact for every
+scheme, since a verified text settles the node such a round has reached.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Scheme(Protocol):
     def outline(self) -> tuple[AcceptanceRule, ...]:
         """Acceptance as far as one forward of a drafter tells: a rule per depth, or one for all of them.
 
-        Exact for ``Levels`` of drafters that are alike at all depths; of the other trees it is the first level.
+        Exact for ``Levels`` of drafters that are alike at all depths; of other trees it is the first level.
         """
 
     def propose(self, drafter: LanguageModel, tokens: Sequence[int], uniforms: Sequence[Any]) -> Draft:
@@ -191,7 +191,7 @@ class StaticTree:
         self, drafter: LanguageModel, tokens: Sequence[int], start: int, p: Sequence[Law], begin: int
     ) -> tuple[Floats, Floats]:
         """See ``Scheme``. The tree of every position is drafted again."""
-        return _retraced(self, drafter, tokens, start, p, begin)
+        return _retraced(self, drafter, tokens, start, p=p, begin=begin)
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class DynamicTree:
         self, drafter: LanguageModel, tokens: Sequence[int], start: int, p: Sequence[Law], begin: int
     ) -> tuple[Floats, Floats]:
         """See ``Scheme``. The tree of every position is drafted again."""
-        return _retraced(self, drafter, tokens, start, p, begin)
+        return _retraced(self, drafter, tokens, start, p=p, begin=begin)
 
 
 _MOST_NODES = 4096
@@ -295,8 +295,10 @@ def check_law(law: Law) -> None:
     if len(law.shape) != 1:
         raise ValueError(f"its law must have shape (vocab,), got {tuple(law.shape)}")
     mass, least = float(law.sum()), float(law.min())
-    if not (0 <= least and mass < inf):
-        raise ValueError(f"its law must be non-negative and finite, but sums to {mass}, and its least is {least}")
+    if not (least >= 0 and mass < inf):
+        raise ValueError(
+            f"its law must be non-negative and finite, but sums to {mass}, and its least is {least}"
+        )
     if mass and abs(mass - 1) > len(law) * np.finfo(np.float32).eps:
         raise ValueError(f"its law must sum to 1, or be all 0, but sums to {mass}")
 
@@ -327,6 +329,7 @@ def _retraced(
     drafter: LanguageModel,
     tokens: Sequence[int],
     start: int,
+    *,
     p: Sequence[Law],
     begin: int,
 ) -> tuple[Floats, Floats]:

@@ -123,7 +123,8 @@ class Selector:
         self.state = learner.init(n)
         self._pick = pick
         self._rng = np.random.default_rng(rng)
-        self._pending: tuple[Any, ...] = (np.empty((0, n)),) * 3  # gamma, realised, played of positions not yet released
+        # gamma, realised, played of positions not yet released
+        self._pending: tuple[Any, ...] = (np.empty((0, n)),) * 3
         self._choose(None)
 
     def _choose(self, before: Before | None) -> None:

@@ -116,7 +116,7 @@ class TreeModel(LanguageModel, Protocol):
     """A language model that scores branching trees too, which targets and drafters of such need to be."""
 
     def score(self, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None) -> Law:
-        """As ``LanguageModel.score``; given ``parents``, the last ``len(parents)`` tokens are nodes of a tree.
+        """As ``LanguageModel.score``, but given ``parents`` the last ``len(parents)`` tokens form a tree.
 
         Node j stands behind node ``parents[j] < j``, where -1 is the last token before the tree, -2 the one
         before that, and so on. Row i is then the law behind ``tokens[i - 1]`` given its path.

@@ -113,4 +113,6 @@ def test_expected_rounds_by_depth_against_every_way_to_cut_the_text(draft_len, p
 
     assert expected_rounds(by_depth, draft_len)[1] == pytest.approx(mean(0), rel=1e-13)
     alike = np.broadcast_to(by_depth[:, :1], by_depth.shape)
-    np.testing.assert_array_equal(expected_rounds(by_depth[:, 0], draft_len), expected_rounds(alike, draft_len))
+    np.testing.assert_array_equal(
+        expected_rounds(by_depth[:, 0], draft_len), expected_rounds(alike, draft_len)
+    )

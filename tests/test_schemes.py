@@ -78,7 +78,9 @@ def rounds(target, drafter, scheme, first=0):
 
     def run(rng):
         selector, length = nab.Constant([1.0]), scheme.draft_len
-        return next(nab.decode(target, [drafter], selector, [first], draft_len=length, scheme=scheme, rng=rng))
+        return next(
+            nab.decode(target, [drafter], selector, [first], draft_len=length, scheme=scheme, rng=rng)
+        )
 
     return list(outcomes(run))
 
@@ -341,7 +343,9 @@ def test_scores_come_out_alike_in_one_piece_and_in_several(scheme):
             np.testing.assert_array_equal(np.where(meant, whole, 0), np.where(meant, parts, 0))
 
 
-@pytest.mark.parametrize("name", ["chain", "lookup", "two drafts, then chains", "sampled tree", "complete tree"])
+@pytest.mark.parametrize(
+    "name", ["chain", "lookup", "two drafts, then chains", "sampled tree", "complete tree"]
+)
 def test_one_forward_tells_all_where_a_rule_serves_a_level(name):
     target, drafter = MODELS["4 tokens"]
     word, scheme = (2, 1, 3, 0, 0, 1), SCHEMES[name]

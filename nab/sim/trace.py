@@ -113,7 +113,8 @@ class TracedQuery:
         domain: label of the prompt, may be empty.
         rounds: in order; ``start`` of the first one is the length of the prompt.
         gamma: acceptance probabilities of the scored positions, from the first on, ``(positions, n)`` or by
-            depth ``(positions, depths, n)``: all of the answer's, or less of it where the trace breaks off; none of plain decoding.
+            depth ``(positions, depths, n)``: all of the answer's, or less of it where the trace breaks off;
+            none of plain decoding.
         realised: likewise.
         metrics: what the trace says of the whole answer; None where it breaks off before.
     """
@@ -347,7 +348,7 @@ def _array(record: dict[str, Any], name: str) -> Floats:
 
 
 def _scores(record: dict[str, Any], n: int) -> tuple[Floats, Floats]:
-    """``gamma`` and ``realised`` of a record, each ``(positions, n)``, or ``(positions, depths, n)`` by depth."""
+    """``gamma`` and ``realised`` of a record: ``(positions, n)`` or, by depth, ``(positions, depths, n)``."""
     gamma, realised = (_array(record, name) for name in ("gamma", "realised"))
     if gamma.shape == realised.shape == (0,):
         return np.empty((0, n)), np.empty((0, n))
