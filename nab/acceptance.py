@@ -152,12 +152,12 @@ class WithoutReplacement:
         return rest.reshape(p.shape)
 
     def _rest_of_one(self, rest: Law, law: Law) -> Law:
-        for _ in range(self.m):
+        for left in reversed(range(self.m)):
             if not (law.sum() > 0 and rest.sum() > 0):
                 break
             proposed = rest.sum() / law.sum() * law
             rest, rejected = (rest - proposed).clip(0), (proposed - rest).clip(0)
-            if not rejected.sum() > 0:
+            if left == 0 or not rejected.sum() > 0:
                 break
             law = without(law, sample(rejected, self.rng.random()))
         return rest
