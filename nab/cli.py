@@ -16,12 +16,12 @@ import numpy as np
 from rich.console import Console
 
 import nab
-from nab import offline, plots, replays
+from nab import offline, plots, replays, schemes
 from nab import prompts as prompt_files
 from nab.console import View, comparison_table, console_for, guarded, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.prompts import Prompt
-from nab.selector import Constant
+from nab.selector import Chooses, Constant, Corrected, Selector
 from nab.sim.trace import TraceWriter, environment
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 COMPARED = ["normal-hedge", "hedge"]
 """Learners that ``compare`` compares; ``nab replay`` plays all of them on the texts of its trace."""
+
+
+EVALUATIONS = ("first", "corrected", "exact")
+"""How drafters are scored deep in the draft; see docs/theory.md."""
 
 
 @dataclass
@@ -46,6 +50,9 @@ class Options:
     top_k: int
     top_p: float
     draft_len: int
+    scheme: str
+    evaluation: str
+    drafter_limit: float | None
     seed: int
     device: str | None
     dtype: str | None
@@ -81,6 +88,7 @@ class Options:
         from nab.backends.torch import Warper
 
         warper = Warper(self.temperature, self.top_k, self.top_p)
+        scheme = schemes.named(self.scheme, self.draft_len, rng=self.seed)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,7 +96,10 @@ class Options:
             raise ValueError(f"device {device} is not available here; use cpu")
         target = pretrained.load(self.target, dtype=str(self.dtype), device=device)
         names = pool.split(self.drafters) if self.drafters else pool.default(target)
-        return Session(target, names, warper, self.draft_len, self.max_new_tokens)
+        exact = self.evaluation == "exact"
+        return Session(
+            target, names, warper, self.draft_len, self.max_new_tokens, scheme, exact, self.drafter_limit
+        )
 
     def policy(self, name: str, drafters: Sequence[str]) -> Policy:
         """What makes fresh selectors over ``drafters``, by the name a person gives it."""
@@ -100,7 +111,8 @@ class Options:
         objective = replays.OBJECTIVES[self.objective](self.draft_len)
         named = replays.policies(n, self.draft_len, objective)
         if name in named:
-            return named[name].make
+            corrected = self.evaluation == "corrected"
+            return partial(_corrected, named[name].make, self.draft_len) if corrected else named[name].make
         raise ValueError(f"unknown selector {name!r}: choose from {', '.join([*named, *constants])}")
 
     def header(self, session: Session) -> dict[str, Any]:
@@ -119,6 +131,9 @@ class Options:
             "drafters": session.names,
             "dtype": self.dtype,
             "draft_len": self.draft_len,
+            "nodes": session.scheme.nodes if session.scheme else self.draft_len,
+            "scheme": self.scheme,
+            "evaluation": self.evaluation,
             "objective": self.objective,
             "temperature": self.temperature,
             "top_k": self.top_k,
@@ -126,6 +141,12 @@ class Options:
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
         }
+
+
+def _corrected(make: Policy, draft_len: int, seed: Any) -> Chooses:
+    """A learner's selector behind a ``Corrected``; bandits score nobody."""
+    selector = make(seed)
+    return Corrected(selector, draft_len) if isinstance(selector, Selector) else selector
 
 
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -151,6 +172,18 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--top-k", type=int, default=0, help="0 keeps all tokens."),
         click.option("--top-p", type=float, default=1.0, help="1 keeps all tokens."),
         click.option("--draft-len", type=click.IntRange(1), default=4, show_default=True),
+        click.option(
+            "--scheme", default="chain", show_default=True, help=f"Of verification: {schemes.NAMES}."
+        ),
+        click.option(
+            "--evaluation",
+            type=click.Choice([*EVALUATIONS]),
+            default="first",
+            show_default=True,
+            help="Of drafters deep in the draft: as at the first token; the same, corrected by what was "
+            "accepted; or exactly, at its cost.",
+        ),
+        click.option("--drafter-limit", type=float, help="Seconds after which a drafter is benched."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
         click.option("--device", help="cpu, cuda, cuda:1, ... Default: cuda where there is one."),
         click.option(
@@ -267,7 +300,8 @@ def _title(options: Options, experiment: Experiment, selector: str) -> str:
     return (
         f"{selector} on {experiment.session.target.name}".removeprefix(" on ")
         + f", {options.dtype}, temperature {options.temperature:g}, draft length {options.draft_len}, "
-        f"{options.objective} objective, {prompts} prompt{'s' * (prompts > 1)}"
+        + f"{options.scheme}, " * (options.scheme != "chain")
+        + f"{options.objective} objective, {prompts} prompt{'s' * (prompts > 1)}"
     )
 
 

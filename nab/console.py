@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from rich.text import Text
 from nab.decode import Round
 from nab.experiment import FIXED, PLAIN
 from nab.measure import REPLAYS, Query, metrics
+from nab.pool import DrafterWarning
 from nab.replays import KINDS
 
 COLOURS = ["cyan", "magenta", "green", "yellow", "blue", "red", "bright_black", "bright_cyan"]
@@ -238,9 +240,15 @@ def console_for(as_json: bool = False) -> Console:
 
 
 def guarded(action: Callable[[], None], debug: bool) -> None:
-    """Run a command; what a person can cause ends in one line and exit status 1, Ctrl-C in 130."""
+    """Run a command; what a person can cause ends in one line and exit status 1, Ctrl-C in 130.
+
+    A drafter that is benched is a line too, however often it happens.
+    """
     try:
-        action()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DrafterWarning)
+            warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
+            action()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

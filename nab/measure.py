@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 
 from nab.decode import Evaluation, Round, decode, until
 from nab.losses import Length, Token, expected_rounds
-from nab.selector import Chooses
+from nab.pool import Pool
+from nab.schemes import Scheme
+from nab.selector import Chooses, Wrapped
 from nab.sim.regret import regret
 from nab.sim.replay import replay, round_lengths
 from nab.types import Floats, LanguageModel, Objective
@@ -19,7 +22,7 @@ REPLAYS = 8
 _SETTLE_AFTER = 64  # positions whose target laws are held before they are scored
 
 
-class Audit:
+class Audit(Wrapped):
     """Wraps a selector so that every verified position gets scored, whether the selector asks or not.
 
     What the selector does not ask for is scored in ``settle``, which the caller runs between rounds, outside
@@ -27,20 +30,10 @@ class Audit:
     """
 
     def __init__(self, selector: Chooses) -> None:
-        self._selector = selector
+        super().__init__(selector)
         self._scores: list[tuple[Floats, Floats]] = []
         self._pending: Evaluation | None = None
         self.asked = False
-
-    @property
-    def choice(self) -> int:
-        """The wrapped selector's choice."""
-        return self._selector.choice
-
-    @property
-    def probs(self) -> Floats:
-        """The wrapped selector's law."""
-        return self._selector.probs
 
     def observe(self, emitted: int, evaluate: Any) -> tuple[Floats, Floats] | None:
         """Pass the round on; remember its scores, or that they are still to be had."""
@@ -78,6 +71,7 @@ class Query:
         rounds: filled by ``run``.
         finished: set by ``run`` at its end.
         audit: set by ``run`` where there are drafts.
+        benched: by index, why a drafter failed; filled by ``run``.
     """
 
     names: Sequence[str]
@@ -86,23 +80,29 @@ class Query:
     rounds: list[Round] = field(default_factory=list)
     finished: bool = False
     audit: Audit | None = None
+    benched: dict[int, str] = field(default_factory=dict)
 
     def run(
         self,
         target: LanguageModel,
-        drafters: Sequence[LanguageModel],
+        drafters: Sequence[LanguageModel] | Pool,
         selector: Chooses,
         prompt: Sequence[int],
         *,
         max_new_tokens: int,
         stop_tokens: Iterable[int] = (),
         rng: Any = None,
+        scheme: Scheme | None = None,
+        exact: bool = False,
     ) -> Generator[Round]:
         """Decode, keep every round and hand it on; see ``decode`` and ``until`` for the arguments."""
         audited: Chooses = selector
         if self.draft_len:
             audited = self.audit = Audit(selector)
-        rounds = decode(target, drafters, audited, prompt, draft_len=self.draft_len, rng=rng)
+        pool = drafters if isinstance(drafters, Pool) else Pool(drafters)
+        self.benched = pool.benched
+        trees: dict[str, Any] = {"scheme": scheme, "exact": exact} if self.draft_len else {}
+        rounds = decode(target, pool, audited, prompt, draft_len=self.draft_len, rng=rng, **trees)
         try:
             for round_ in until(rounds, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens):
                 self.rounds.append(round_)
@@ -166,8 +166,8 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
     none was drafted; ``acceptance_histogram[k]`` the rounds with k accepted tokens; ``selection_share`` the
     share of time spent evaluating drafters and updating the learner; ``regret`` the sum over queries of the
     regret against the best single drafter of each query in hindsight, in units of the loss and in rounds.
-    ``single_drafters`` is the mean acceptance length that each drafter alone would have had on the same text,
-    in expectation: see ``expected_rounds``.
+    ``benched`` is the number of queries in which a drafter failed. ``single_drafters`` is the mean acceptance
+    length that each drafter alone would have had on the same text, in expectation: see ``expected_rounds``.
     """
     names, draft_len = queries[0].names, queries[0].draft_len
     rounds = [round_ for query in queries for round_ in query.rounds]
@@ -184,13 +184,15 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
         "selection_share": seconds[2] / seconds.sum() if rounds else None,
     }
     if draft_len == 0:
-        return {**found, "choice_share": {}, "single_drafters": {}, "regret": {}}
+        return {**found, "choice_share": {}, "benched": {}, "single_drafters": {}, "regret": {}}
+    failed = Counter(names[i] for query in queries for i in query.benched)
     chosen = np.bincount([r.choice for r in rounds], minlength=len(names)) / max(len(rounds), 1)
     singles = np.array([query.single_rounds() for query in queries])
     lengths = tokens / np.maximum(singles.sum(0), 1)
     return {
         **found,
         "choice_share": dict(zip(names, chosen.tolist(), strict=True)),
+        "benched": dict(failed),
         "single_drafters": dict(zip(names, lengths.tolist(), strict=True)),
         "regret": {
             "token": sum(_final(query.regret(Token())) for query in queries),

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 
-from nab.acceptance import Chain, Rule, TopK
+from nab.acceptance import Chain, Greedy, MultiDraft, Rule, TopK, WithoutReplacement
 from nab.sampling import Child, Draft
 from nab.types import AcceptanceRule, DepthAware, Floats, LanguageModel, Law, TreeModel, as_floats
 
@@ -34,6 +34,10 @@ class Scheme(Protocol):
     @property
     def nodes(self) -> int:
         """Drafted tokens of a round, at most."""
+
+    @property
+    def ranks(self) -> bool:
+        """Whether only the order of a drafter's tokens matters, so that drafts are certain given its laws."""
 
     @property
     def outline(self) -> tuple[AcceptanceRule, ...]:
@@ -98,6 +102,11 @@ class Levels:
         return int(np.cumprod([rule.width for rule in self.rules], dtype=object).sum()) if self.rules else 0
 
     @property
+    def ranks(self) -> bool:
+        """Whether all rules are of ranks."""
+        return bool(self.rules) and all(isinstance(rule, TopK | Greedy) for rule in self.rules)
+
+    @property
     def outline(self) -> tuple[AcceptanceRule, ...]:
         """The rules, or one where all are the same; that of a chain where nothing is drafted."""
         return self.rules if len(set(self.rules)) > 1 else (self.rules or (Chain(),))[:1]
@@ -141,6 +150,7 @@ class StaticTree:
     """
 
     paths: tuple[tuple[int, ...], ...]
+    ranks: ClassVar[bool] = True
 
     def __init__(self, paths: Iterable[Sequence[int]]) -> None:
         ordered = sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))
@@ -214,6 +224,7 @@ class DynamicTree:
     width: int
     nodes: int
     draft_len: int
+    ranks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("width", "nodes", "draft_len"):
@@ -248,6 +259,49 @@ class DynamicTree:
 
 
 _MOST_NODES = 4096
+
+NAMES = "chain, multi-draft:3x2, without-replacement:3x2, top:4x2, static:0,1,0.0,0.1 or dynamic:4x16"
+"""Examples of what ``named`` takes."""
+
+
+def named(text: str, draft_len: int, *, rng: Any = None) -> Scheme:
+    """A scheme by the name that a person gives it.
+
+    ``chain``; ``multi-draft:W``, ``without-replacement:W`` and ``top:W`` with the widths of the levels, as in
+    ``3x2x1``, of which the last one goes on to the last level; ``static:`` with the paths of a
+    ``StaticTree``, ranks separated by dots; ``dynamic:WIDTHxNODES``.
+
+    Args:
+        text: see above.
+        draft_len: levels, at least 1.
+        rng: of estimates, anything ``numpy.random.default_rng`` takes.
+
+    Raises:
+        ValueError: on another text, or a tree that is not ``draft_len`` deep.
+    """
+    kind, _, numbers = text.partition(":")
+    rules: dict[str, Callable[[int], Rule]] = {
+        "multi-draft": MultiDraft,
+        "without-replacement": lambda m: WithoutReplacement(m, rng),
+        "top": TopK,
+    }
+    try:
+        if text == "chain":
+            return Levels([Chain()] * draft_len)
+        if kind == "static":
+            scheme = StaticTree([[*map(int, path.split("."))] for path in numbers.split(",")])
+            if scheme.draft_len != draft_len:
+                raise ValueError(f"it is {scheme.draft_len} deep, not {draft_len}")
+            return scheme
+        widths = [int(width) for width in numbers.split("x")]
+        if kind == "dynamic" and len(widths) == 2:
+            return DynamicTree(widths[0], widths[1], draft_len)
+        if kind in rules and len(widths) <= draft_len:
+            widths += widths[-1:] * (draft_len - len(widths))
+            return Levels(Chain() if width == 1 and kind != "top" else rules[kind](width) for width in widths)
+    except ValueError as error:
+        raise ValueError(f"scheme {text!r}: {error}; choose for instance {NAMES}") from None
+    raise ValueError(f"unknown scheme {text!r} of {draft_len} levels: choose for instance {NAMES}")
 
 
 def _grown(

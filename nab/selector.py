@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from nab.learners import flat, restored
 from nab.learners.border import whole
-from nab.losses import Token, expected_length
+from nab.losses import Token, by_depth, expected_length
 from nab.sampling import transport
 from nab.types import Bandit, Evaluate, Floats, Learner, Objective, as_floats
 
@@ -302,7 +302,76 @@ class Constant:
         self.choice = draw(self.probs, self._rng.random)
 
 
-class Censored:
+class Wrapped:
+    """A selector that another one stands around: its choice is passed on."""
+
+    def __init__(self, selector: Chooses) -> None:
+        self._selector = selector
+
+    @property
+    def choice(self) -> int:
+        """The wrapped selector's choice."""
+        return self._selector.choice
+
+    @property
+    def probs(self) -> Floats:
+        """The law ``choice`` was drawn from, ``(n,)``."""
+        return self._selector.probs
+
+
+class Corrected(Wrapped):
+    """Corrects acceptance at depth by what drafters did on the rounds that they really drafted.
+
+    One forward tells acceptance at the first depth. Deeper, a feature-level head reads its own features and a
+    dynamic tree has fewer children, so fewer tokens are accepted. Of the rounds of drafter i that accepted k
+    tokens, count those that accepted one more, and add up the first depth's gamma there; the quotient is what
+    gamma and ``realised`` are multiplied by at depth k + 1, for the selector inside. With few such rounds it
+    stays near 1: ``prior`` tokens are counted on both sides, accepted as expected.
+
+    Args:
+        selector: a fresh one, whose objective knows depths (``Length``).
+        draft_len: drafted tokens a round, at least 1.
+        prior: at least 0.
+        counts: ``(2, draft_len, n)`` of earlier queries, tokens accepted and expected; None is none.
+
+    Raises:
+        ValueError: naming the argument that is out of its range, or of another shape.
+    """
+
+    def __init__(
+        self, selector: Selector, draft_len: int, *, prior: float = 8.0, counts: ArrayLike | None = None
+    ) -> None:
+        super().__init__(selector)
+        whole("draft_len", draft_len, 1)
+        shape = 2, draft_len, len(selector.probs)
+        self.counts = np.zeros(shape) if counts is None else as_floats(counts).copy()
+        if self.counts.shape != shape or not (self.counts >= 0).all():
+            raise ValueError(f"counts must be non-negative, of shape {shape}, got {self.counts.shape}")
+        if not 0 <= prior < np.inf:
+            raise ValueError(f"prior must be a finite number of at least 0, got {prior}")
+        self._prior = prior
+
+    @property
+    def factors(self) -> Floats:
+        """What acceptance is multiplied by, ``(draft_len, n)``; 1 at the first depth."""
+        accepted, expected = self.counts + self._prior
+        ones = np.ones_like(accepted)
+        return np.asarray(np.divide(accepted, expected, out=ones, where=expected > 0))
+
+    def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
+        """Score all drafters on the new positions; correct, count, hand on."""
+        gamma, realised = evaluate()
+        choice, deep = self.choice, by_depth(as_floats(gamma), self.counts.shape[1])
+        for k, row in enumerate(deep[-emitted:][: self.counts.shape[1]]):
+            if k:
+                self.counts[:, k, choice] += k < emitted - 1, row[k, choice]
+        scores = deep, by_depth(as_floats(realised), self.counts.shape[1])
+        corrected = [(each * self.factors).clip(max=1) for each in scores]
+        self._selector.observe(emitted, lambda: (corrected[0], corrected[1]))
+        return gamma, realised
+
+
+class Censored(Wrapped):
     """One update a round, at once, with lengths from the tokens that the round happened to emit.
 
     The chunk-level variant (Liu et al. 2025, appendix B.3), kept to show what censoring costs: no drafter's
@@ -322,18 +391,8 @@ class Censored:
         whole("draft_len", draft_len, 1)
         if not isinstance(selector.objective, Token):
             raise ValueError(f"selector must have the token loss, got {selector.objective}")
-        self._selector = selector
+        super().__init__(selector)
         self._draft_len = draft_len
-
-    @property
-    def choice(self) -> int:
-        """The drafter of the coming round."""
-        return self._selector.choice
-
-    @property
-    def probs(self) -> Floats:
-        """The law ``choice`` was drawn from, ``(n,)``."""
-        return self._selector.probs
 
     def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
         """Score all drafters on the new positions, learn from their one censored length, choose again."""

@@ -12,7 +12,7 @@ from nab.backends import heads, int8
 from nab.backends.drafters import Lookup, NGram
 from nab.backends.heads import Head, Shape
 from nab.backends.pretrained import Pretrained, load, load_llama
-from nab.backends.torch import CausalLM, Lifted, early_exit
+from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
 from nab.types import LanguageModel
 
 EARLY_EXIT_LAYERS = 2
@@ -49,8 +49,10 @@ def split(names: str) -> list[str]:
     return found
 
 
-def build(names: Sequence[str], target: Pretrained, model: CausalLM) -> dict[str, LanguageModel]:
-    """Drafters for ``target`` whose laws are processed as the target's.
+def build(
+    names: Sequence[str], target: Pretrained, model: CausalLM, warper: Warper | None = None
+) -> dict[str, LanguageModel]:
+    """Drafters for ``target``.
 
     Args:
         names: ``lookup``, ``early-exit``, a shipped drafter, a safetensors file that ``train_drafters.py`` or
@@ -58,6 +60,7 @@ def build(names: Sequence[str], target: Pretrained, model: CausalLM) -> dict[str
             called by their name.
         target: shares its device and dtype.
         model: the target as it decodes; heads read its hidden states.
+        warper: what processes the drafters' laws; None is the target's.
 
     Raises:
         ValueError: on an unknown name, the same name twice, or a drafter that does not fit the target.
@@ -68,20 +71,22 @@ def build(names: Sequence[str], target: Pretrained, model: CausalLM) -> dict[str
         label = Path(name).name.removesuffix(".safetensors")
         if label in pool:
             raise ValueError(f"drafter {label} is named twice")
-        pool[label] = _build(name, available, target, model)
+        pool[label] = _build(name, available, target, model, warper or model.warper)
     if not pool:
         raise ValueError("the pool needs at least one drafter")
     return pool
 
 
-def _build(name: str, available: Mapping[str, Path], target: Pretrained, model: CausalLM) -> LanguageModel:
+def _build(
+    name: str, available: Mapping[str, Path], target: Pretrained, model: CausalLM, warper: Warper
+) -> LanguageModel:
     if name == "lookup":
-        return _lifted(Lookup(target.vocab_size), model, name)
+        return _lifted(Lookup(target.vocab_size), model, warper, name)
     if name == "early-exit":
-        return CausalLM(early_exit(model.model, EARLY_EXIT_LAYERS), model.warper, name=name)
+        return CausalLM(early_exit(model.model, EARLY_EXIT_LAYERS), warper, name=name)
     path = available.get(name) or Path(name).expanduser()
     if path.is_file():
-        return _read(path, name, target, model)
+        return _read(path, name, target, model, warper)
     if path.is_dir():
         dtype, device = str(model.model.dtype).removeprefix("torch."), str(model.model.device)
         drafter = load(path, dtype=dtype, device=device)
@@ -90,7 +95,7 @@ def _build(name: str, available: Mapping[str, Path], target: Pretrained, model: 
         if drafter.vocab_size != target.vocab_size:
             sizes = f"{drafter.vocab_size} logits, the target {target.name} {target.vocab_size}"
             raise ValueError(f"drafter {name} has {sizes}")
-        return CausalLM(drafter.model, model.warper, name=name)
+        return CausalLM(drafter.model, warper, name=name)
     known = ", ".join(["lookup", "early-exit", *available])
     raise ValueError(
         f"no drafter {name!r} for the target {target.name}: choose from {known}, or give a file or a "
@@ -98,20 +103,20 @@ def _build(name: str, available: Mapping[str, Path], target: Pretrained, model: 
     )
 
 
-def _read(file: Path, name: str, target: Pretrained, model: CausalLM) -> LanguageModel:
+def _read(file: Path, name: str, target: Pretrained, model: CausalLM, warper: Warper) -> LanguageModel:
     """A drafter from its file, by the kind in its metadata."""
     metadata = int8.metadata(file)
     if misfit := _misfit(metadata, target):
         raise ValueError(f"drafter {name} {misfit} the target {target.name}")
     kind = metadata.get("kind", "ngram")
     if kind == "ngram":
-        return _lifted(read_ngram(file), model, name)
+        return _lifted(read_ngram(file), model, warper, name)
     if kind == "standalone":
         drafter = load_llama(file).to(model.model.device, model.model.dtype)
-        return CausalLM(drafter, model.warper, name=name)
+        return CausalLM(drafter, warper, name=name)
     if kind == "head":
         head = heads.build(int8.load(file), Shape.from_json(metadata["shape"]), model.model)
-        return Head(head, model, model.warper, name=name)
+        return Head(head, model, warper, name=name)
     raise ValueError(f"{file} holds a {kind}, not a drafter")
 
 
@@ -129,9 +134,9 @@ def _misfit(metadata: dict[str, str], target: Pretrained) -> str:
     return ""
 
 
-def _lifted(drafter: LanguageModel, model: CausalLM, name: str) -> Lifted:
+def _lifted(drafter: LanguageModel, model: CausalLM, warper: Warper, name: str) -> Lifted:
     dtype = torch.float64 if model.model.dtype == torch.float64 else torch.float32
-    return Lifted(drafter, model.warper, model.model.device, dtype, name)
+    return Lifted(drafter, warper, model.model.device, dtype, name)
 
 
 def read_ngram(file: Path) -> NGram:

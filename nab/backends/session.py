@@ -15,6 +15,8 @@ from nab.backends.pretrained import Pretrained
 from nab.backends.torch import CausalLM, Warper
 from nab.decode import Round
 from nab.measure import Query
+from nab.pool import Pool
+from nab.schemes import Scheme
 from nab.selector import Chooses
 from nab.types import LanguageModel
 
@@ -48,6 +50,10 @@ class Session:
         warper: processes the laws of target and drafters.
         draft_len: drafted tokens per round, at least 1.
         max_new_tokens: answers are cut there.
+        scheme: of verification; None is a chain. Where it goes by ranks, drafters keep their own law, at
+            temperature 1, so that their second choices exist at temperature 0 too.
+        exact: score drafters at every depth, at its true cost.
+        limit: seconds that a drafter may take; None is for ever.
     """
 
     target: Pretrained
@@ -55,6 +61,9 @@ class Session:
     warper: Warper
     draft_len: int
     max_new_tokens: int
+    scheme: Scheme | None = None
+    exact: bool = False
+    limit: float | None = None
     model: CausalLM = field(init=False)
     drafters: dict[str, LanguageModel] = field(init=False)
     _reference: Any = field(init=False, default=None)
@@ -64,7 +73,8 @@ class Session:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.model = CausalLM(self.target.model, self.warper, name=self.target.name)
-        self.drafters = pool.build(self.drafter_names, self.target, self.model)
+        own = Warper() if self.scheme is not None and self.scheme.ranks else self.warper
+        self.drafters = pool.build(self.drafter_names, self.target, self.model, own)
 
     @property
     def names(self) -> list[str]:
@@ -102,12 +112,14 @@ class Session:
             model.reset()
         return query.run(
             self.model,
-            list(self.drafters.values()),
+            Pool(list(self.drafters.values()), limit=self.limit),
             selector,
             prompt,
             max_new_tokens=self.max_new_tokens,
             stop_tokens=self.target.stop_tokens,
             rng=rng,
+            scheme=self.scheme,
+            exact=self.exact,
         )
 
     def text(self, tokens: Sequence[int]) -> str:
