@@ -147,9 +147,16 @@ def text(rows=12, target_width=32, fused=3, seed=1):
     return ids, torch.randn(rows, fused, target_width, generator=generator, dtype=torch.float64)
 
 
-def run(model, ids, hidden, **options):
-    own = model(ids, model.fused(hidden), positions=torch.arange(len(ids))[None], **options)
-    return own[0], model.logits(own)[0]
+def forward(model, ids, features, positions=None, *, mask=None, cache=None):
+    """Own features ``(rows, width)``; a chain from position 0 unless told."""
+    positions = torch.arange(len(ids)) if positions is None else positions
+    cache = DynamicCache() if cache is None else cache
+    return model(ids[None], features[None], positions=positions[None], mask=mask, cache=cache)[0]
+
+
+def run(model, ids, hidden):
+    own = forward(model, ids, model.fused(hidden))
+    return own, model.logits(own)
 
 
 def same(found, expected):
@@ -204,9 +211,9 @@ def test_scaled_rope_is_not_dropped(tmp_path):
     plain = eagle3.load(save(tmp_path / "a", w, config()), target())
     scaling = {"rope_scaling": {"type": "linear", "factor": 4.0}}
     scaled = eagle3.load(save(tmp_path / "b", w, config(**scaling)), target())
-    features, positions = plain.fused(hidden), torch.arange(len(ids))[None]
-    same(scaled(ids, features, positions=4 * positions), plain(ids, features, positions=positions))
-    differs(scaled(ids, features, positions=positions), plain(ids, features, positions=positions))
+    features, positions = plain.fused(hidden), torch.arange(len(ids))
+    same(forward(scaled, ids, features, 4 * positions), forward(plain, ids, features))
+    differs(forward(scaled, ids, features), forward(plain, ids, features))
 
 
 @pytest.mark.parametrize("kv", [1, 2, 4])
@@ -252,8 +259,8 @@ def test_in_steps_with_a_cache_as_all_at_once(tmp_path, steps):
     model = eagle3.load(save(tmp_path, weights(), config()), target())
     features, positions, cache, parts = model.fused(hidden), torch.arange(len(ids)), DynamicCache(), []
     for rows in (r.tolist() for r in torch.arange(len(ids)).split(steps)):
-        parts.append(model(ids[rows], features[rows], positions=positions[None, rows], cache=cache))
-    same(torch.cat(parts, 1)[0], run(model, ids, hidden)[0])
+        parts.append(forward(model, ids[rows], features[rows], positions[rows], cache=cache))
+    same(torch.cat(parts), run(model, ids, hidden)[0])
     assert cache.get_seq_length() == len(ids)
 
 
@@ -274,18 +281,18 @@ def test_a_mask_is_respected(tmp_path):
     alone = []
     for rows in branches:
         cache = DynamicCache()
-        model(ids[:stem], features[:stem], positions=torch.arange(stem)[None], cache=cache)
-        alone.append(model(ids[rows], features[rows], positions=torch.tensor([[6, 7]]), cache=cache))
+        forward(model, ids[:stem], features[:stem], cache=cache)
+        alone.append(forward(model, ids[rows], features[rows], torch.tensor([6, 7]), cache=cache))
     allowed = torch.zeros(4, 10, dtype=torch.bool)
     allowed[:, :stem] = True
     allowed[:, stem:] = torch.block_diag(*[torch.ones(2, 2).tril()] * 2).bool()
     mask = torch.zeros(1, 1, 4, 10, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
-    cache, positions = DynamicCache(), torch.tensor([[6, 7, 6, 7]])
-    model(ids[:stem], features[:stem], positions=torch.arange(stem)[None], cache=cache)
-    both = model(ids[stem:], features[stem:], positions=positions, mask=mask, cache=cache)
-    same(both, torch.cat(alone, 1))
+    cache, positions = DynamicCache(), torch.tensor([6, 7, 6, 7])
+    forward(model, ids[:stem], features[:stem], cache=cache)
+    both = forward(model, ids[stem:], features[stem:], positions, mask=mask, cache=cache)
+    same(both, torch.cat(alone))
     cache.crop(-4)
-    differs(model(ids[stem:], features[stem:], positions=positions, cache=cache), both)
+    differs(forward(model, ids[stem:], features[stem:], positions, cache=cache), both)
 
 
 def test_d2t_gives_offsets(tmp_path):
