@@ -3,13 +3,22 @@
 import json
 
 import pytest
+import tiny
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from tiny import VOCAB, llama
 from torch.nn.functional import rms_norm, silu
 from transformers import DynamicCache
 
-from nab.backends import eagle3
+import nab
+from nab.acceptance import Chain
+from nab.backends import eagle3, pool
+from nab.backends.heads import Head
+from nab.backends.pretrained import Pretrained
+from nab.backends.torch import CausalLM, Warper
+from nab.cli import main
+from nab.schemes import DynamicTree, Levels
 
 DRAFT = 100
 LAYOUTS = ("safeailab", "speculators")
@@ -95,11 +104,14 @@ def save(folder, tensors, fields, layout="safeailab"):
     return folder
 
 
-def dense(w, ids, hidden, *, heads=4, kv=2, head=8, eps=1e-3, theta=10_000.0, before=False, swapped=False):
+def dense(
+    w, ids, hidden, *, own=(), heads=4, kv=2, head=8, eps=1e-3, theta=10_000.0, before=False, swapped=False
+):
     """Own features and logits of a text's entries, in plain operators.
 
-    ``hidden`` is ``(rows, layers, target_width)``; ``before`` takes the normalised feature as residual, and
-    ``swapped`` is wrong: the feature before the embedding.
+    ``hidden`` is ``(rows, layers, target_width)``, and the last entries read the features ``own`` instead;
+    ``before`` takes the normalised feature as residual, and ``swapped`` is wrong: the feature before the
+    embedding.
     """
     rows = len(ids)
 
@@ -117,7 +129,7 @@ def dense(w, ids, hidden, *, heads=4, kv=2, head=8, eps=1e-3, theta=10_000.0, be
         a, b = x[..., : head // 2], x[..., head // 2 :]
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
-    feature = linear(hidden.flatten(1), "fc")
+    feature = torch.cat([linear(hidden.flatten(1), "fc"), *own])
     h, e = (
         norm(feature, "midlayer.hidden_norm"),
         norm(w["embed_tokens.weight"][ids], "midlayer.input_layernorm"),
@@ -141,15 +153,29 @@ def dense(w, ids, hidden, *, heads=4, kv=2, head=8, eps=1e-3, theta=10_000.0, be
     return own, linear(norm(own, "norm"), "lm_head")
 
 
+def pair(folder, layout="safeailab", warper=None):
+    """A target of 8 layers, and a head beside it."""
+    lm = CausalLM(target(), warper)
+    model = eagle3.load(save(folder, weights(), config(), layout), lm.model)
+    return lm, Head(model, lm, lm.warper)
+
+
 def text(rows=12, target_width=32, fused=3, seed=1):
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(VOCAB, (rows,), generator=generator)
     return ids, torch.randn(rows, fused, target_width, generator=generator, dtype=torch.float64)
 
 
-def run(model, ids, hidden, **options):
-    own = model(ids, model.fused(hidden), positions=torch.arange(len(ids))[None], **options)
-    return own[0], model.logits(own)[0]
+def forward(model, ids, features, positions=None, *, mask=None, cache=None):
+    """Own features ``(rows, width)``; a chain from position 0 unless told."""
+    positions = torch.arange(len(ids)) if positions is None else positions
+    cache = DynamicCache() if cache is None else cache
+    return model(ids[None], features[None], positions=positions[None], mask=mask, cache=cache)[0]
+
+
+def run(model, ids, hidden):
+    own = forward(model, ids, model.fused(hidden))
+    return own, model.logits(own)
 
 
 def same(found, expected):
@@ -204,9 +230,9 @@ def test_scaled_rope_is_not_dropped(tmp_path):
     plain = eagle3.load(save(tmp_path / "a", w, config()), target())
     scaling = {"rope_scaling": {"type": "linear", "factor": 4.0}}
     scaled = eagle3.load(save(tmp_path / "b", w, config(**scaling)), target())
-    features, positions = plain.fused(hidden), torch.arange(len(ids))[None]
-    same(scaled(ids, features, positions=4 * positions), plain(ids, features, positions=positions))
-    differs(scaled(ids, features, positions=positions), plain(ids, features, positions=positions))
+    features, positions = plain.fused(hidden), torch.arange(len(ids))
+    same(forward(scaled, ids, features, 4 * positions), forward(plain, ids, features))
+    differs(forward(scaled, ids, features), forward(plain, ids, features))
 
 
 @pytest.mark.parametrize("kv", [1, 2, 4])
@@ -252,8 +278,8 @@ def test_in_steps_with_a_cache_as_all_at_once(tmp_path, steps):
     model = eagle3.load(save(tmp_path, weights(), config()), target())
     features, positions, cache, parts = model.fused(hidden), torch.arange(len(ids)), DynamicCache(), []
     for rows in (r.tolist() for r in torch.arange(len(ids)).split(steps)):
-        parts.append(model(ids[rows], features[rows], positions=positions[None, rows], cache=cache))
-    same(torch.cat(parts, 1)[0], run(model, ids, hidden)[0])
+        parts.append(forward(model, ids[rows], features[rows], positions[rows], cache=cache))
+    same(torch.cat(parts), run(model, ids, hidden)[0])
     assert cache.get_seq_length() == len(ids)
 
 
@@ -274,18 +300,18 @@ def test_a_mask_is_respected(tmp_path):
     alone = []
     for rows in branches:
         cache = DynamicCache()
-        model(ids[:stem], features[:stem], positions=torch.arange(stem)[None], cache=cache)
-        alone.append(model(ids[rows], features[rows], positions=torch.tensor([[6, 7]]), cache=cache))
+        forward(model, ids[:stem], features[:stem], cache=cache)
+        alone.append(forward(model, ids[rows], features[rows], torch.tensor([6, 7]), cache=cache))
     allowed = torch.zeros(4, 10, dtype=torch.bool)
     allowed[:, :stem] = True
     allowed[:, stem:] = torch.block_diag(*[torch.ones(2, 2).tril()] * 2).bool()
     mask = torch.zeros(1, 1, 4, 10, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
-    cache, positions = DynamicCache(), torch.tensor([[6, 7, 6, 7]])
-    model(ids[:stem], features[:stem], positions=torch.arange(stem)[None], cache=cache)
-    both = model(ids[stem:], features[stem:], positions=positions, mask=mask, cache=cache)
-    same(both, torch.cat(alone, 1))
+    cache, positions = DynamicCache(), torch.tensor([6, 7, 6, 7])
+    forward(model, ids[:stem], features[:stem], cache=cache)
+    both = forward(model, ids[stem:], features[stem:], positions, mask=mask, cache=cache)
+    same(both, torch.cat(alone))
     cache.crop(-4)
-    differs(model(ids[stem:], features[stem:], positions=positions, cache=cache), both)
+    differs(forward(model, ids[stem:], features[stem:], positions, cache=cache), both)
 
 
 def test_d2t_gives_offsets(tmp_path):
@@ -541,3 +567,133 @@ def test_pickles_are_not_read(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin.*pickles are not read.*safetensors\.torch"):
         eagle3.load(tmp_path, target())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("read", [1, 2, 9])
+def test_a_draft_is_the_recursion_in_plain_operators(tmp_path, layout, read):
+    """Fused states up to the last token read, then own features; no mass outside the draft vocabulary."""
+    w, (lm, head) = weights(), pair(tmp_path, layout)
+    ids = text(read + 1)[0]
+    tokens = ids.tolist()
+    lm.score(tokens[:read], read)
+    draft = Levels([Chain()] * 3).propose(head, tokens, [0.2, 0.5, 0.8])
+    assert len(draft.tokens) == 3
+    states = lm.model(ids[None, :read], output_hidden_states=True).hidden_states
+    hidden = torch.stack([states[layer][0] for layer in (2, 4, 5)], 1)
+    marked, own = w["t2d"], []
+    for token, q in zip(draft.tokens, draft.q, strict=True):
+        features, logits = dense(w, ids[1:], hidden, own=own)
+        assert marked[token]
+        assert not q[~marked].any()
+        same(q[marked], logits[-1].softmax(-1))
+        own, ids = [*own, features[-1:]], torch.cat([ids, torch.tensor([token])])
+
+
+def test_there_is_no_law_of_the_second_token(tmp_path):
+    """So a query whose prompt is one token begins with an empty draft."""
+    lm, head = pair(tmp_path)
+    assert not head.score([5], 1).any()
+    assert not head.score([5, 6], 1)[0].any()
+    same(head.score([5, 6], 1)[1].sum(), torch.tensor(1.0, dtype=torch.float64))
+    for scheme in (None, DynamicTree(2, 5, 3)):
+        lm.reset()
+        head.reset()
+        rounds = nab.decode(lm, [head], nab.Constant([1.0]), [5], draft_len=3, rng=0, scheme=scheme)
+        drafted = [next(rounds).drafted for _ in range(3)]
+        assert drafted == [0, *[scheme.nodes if scheme else 3] * 2]
+
+
+def fitted(head, tokens):
+    """A head that knows what follows in a text: least squares from its normed own features."""
+    model, lm = head.model, head.target
+    lm.score(tokens, len(tokens))
+    ids, followed = torch.tensor(tokens[1:-1]), torch.tensor(tokens[2:])
+    own, _ = run(model, ids, lm.hidden(tokens, model.layers)[:-2])
+    wanted = (followed[:, None] == model.tokens).double()
+    model.lm_head.weight = torch.nn.Parameter(40 * torch.linalg.lstsq(model.norm(own), wanted)[0].T)
+
+
+@pytest.mark.parametrize("scheme", [None, DynamicTree(3, 10, 4)])
+def test_greedy_text_is_that_of_plain_decoding(tmp_path, scheme):
+    lm, head = pair(tmp_path, warper=Warper(temperature=0))
+    if scheme:
+        head.warper = Warper()  # greedy laws would grow no branches
+
+    def answer(draft_len, scheme=None):
+        lm.reset()
+        head.reset()
+        rounds = nab.decode(
+            lm, [head], nab.Constant([1.0]), [1, 2, 3], draft_len=draft_len, rng=0, scheme=scheme
+        )
+        found = list(nab.until(rounds, max_new_tokens=40))
+        return [token for r in found for token in r.emitted], sum(r.accepted for r in found)
+
+    plain, _ = answer(0)
+    with torch.inference_mode():
+        fitted(head, [1, 2, 3, *plain])
+    tokens, accepted = answer(4, scheme)
+    assert tokens == plain
+    assert accepted > 5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_pool_takes_a_folder(tmp_path, layout, dtype):
+    lm = CausalLM(target(dtype=dtype), Warper(temperature=0.5))
+    folder = save(tmp_path / "head", weights(), config(), layout)
+    drafters = pool.build([str(folder), "lookup"], Pretrained("t", lm.model, tiny.tokenizer()), lm)
+    head = drafters["head"]
+    assert isinstance(head, Head)
+    assert (head.name, head.context, head.warper) == ("head", lm.context, lm.warper)
+    for scheme in (None, DynamicTree(3, 10, 4)):
+        rounds = nab.decode(lm, [head], nab.Constant([1.0]), [1, 2, 3], draft_len=4, rng=0, scheme=scheme)
+        assert sum(next(rounds).drafted for _ in range(4)) == 4 * (scheme.nodes if scheme else 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (config(), True),
+        (nested(config()), True),
+        ({"architectures": ["LlamaForCausalLM"], "draft_vocab_size": 100}, True),
+        ({"model_type": "eagle"}, True),
+        ({"speculators_model_type": "dflash"}, True),
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, False),
+        ({}, False),
+    ],
+)
+def test_a_folder_is_told_by_its_configuration(tmp_path, fields, expected):
+    assert not eagle3.is_head(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert eagle3.is_head(tmp_path) is expected
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("models") / "target", target(dtype=torch.float32))
+
+
+def command(folder, head, *more):
+    options = ["--target", folder, "--drafters", f"{head},lookup", "--dtype", "float64", "--prompt", "a b a"]
+    return CliRunner().invoke(main, [*map(str, ("run", *options, "--max-new-tokens", 12, *more))])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_command_line_names_a_folder(folder, tmp_path, layout):
+    head, found = save(tmp_path / "head", weights(), config(), layout), []
+    for selector in ("fixed:head", "normal-hedge", "plain"):
+        result = command(folder, head, "--selector", selector, "--temperature", 0, "--json")
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.stdout)["queries"][0])
+    assert found[0]["choice_share"] == {"head": 1, "lookup": 0}
+    assert found[0]["text"] == found[1]["text"] == found[2]["text"]
+
+
+def test_a_command_line_says_what_does_not_fit(folder, tmp_path):
+    head = save(tmp_path / "head", weights(), config(vocab_size=300))
+    result = command(folder, head)
+    assert result.exit_code == 1
+    assert "vocab_size is 300, expected 257 for this target" in result.stderr
+    (head / "model.safetensors").rename(head / "model.bin")
+    assert "pickles are not read; convert" in command(folder, head).stderr

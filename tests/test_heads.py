@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import test_eagle3 as published
 import torch
 from tiny import VOCAB, llama
 from transformers import DynamicCache
@@ -82,6 +83,19 @@ def _same_state(target):
     return Reader()
 
 
+def test_a_head_draws_no_warning(monkeypatch):
+    monkeypatch.setattr("transformers.configuration_utils.logger.warning_once", pytest.fail)
+    head_model(llama())
+
+
+def test_frequencies_have_the_precision_of_training():
+    """The heads that come with the package were made beside a bfloat16 target, then trained in float32."""
+    model = head_model(llama(dtype=torch.bfloat16))
+    rounded = model.block.rotary_emb.inv_freq
+    assert rounded.dtype == torch.bfloat16
+    assert torch.equal(model.float().block.rotary_emb.inv_freq, rounded.float())
+
+
 def test_a_saved_head_needs_the_right_tensors():
     target = llama()
     model = head_model(target)
@@ -155,6 +169,14 @@ def test_a_head_may_have_no_entry_for_the_first_token():
     torch.testing.assert_close(laws[1:, head.model.tokens], expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.fixture(params=["own", "shifted", *published.LAYOUTS])
+def both(request, tmp_path):
+    """A target and a head: of this project's with and without a first entry, or a published one."""
+    if request.param in published.LAYOUTS:
+        return published.pair(tmp_path, request.param)
+    return pair() if request.param == "own" else shifted()
+
+
 def drafted(target, head, path, read):
     """The law behind ``path`` that a fresh head drafts when the target has read ``read`` of its tokens."""
     target.reset()
@@ -168,11 +190,10 @@ def random_parents(rng, chain, nodes):
     return [int(rng.integers(-min(chain, 4), node)) for node in range(nodes)]
 
 
-@pytest.mark.parametrize("make", [pair, shifted])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_node_is_drafted_as_if_the_target_had_read_the_chain_before_its_branch(make, seed):
+def test_a_node_is_drafted_as_if_the_target_had_read_the_chain_before_its_branch(both, seed):
     """All but the last token of it, however much the target has read by now."""
-    rng, (target, head) = np.random.default_rng(seed), make()
+    rng, (target, head) = np.random.default_rng(seed), both
     chain, tokens = 12, rng.integers(0, VOCAB, 12).tolist() + rng.integers(0, 3, 10).tolist()
     parents = random_parents(rng, chain, 10)
     hangs = []  # the chain token that each branch starts from
@@ -190,10 +211,9 @@ def test_a_node_is_drafted_as_if_the_target_had_read_the_chain_before_its_branch
         torch.testing.assert_close(head.score(tokens, 5, parents)[-10:], expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [pair, shifted])
 @pytest.mark.parametrize("seed", range(4))
-def test_any_sequence_of_chains_and_trees_gives_the_scores_of_a_fresh_head(make, seed):
-    rng, (target, head) = np.random.default_rng(seed), make()
+def test_any_sequence_of_chains_and_trees_gives_the_scores_of_a_fresh_head(both, seed):
+    rng, (target, head) = np.random.default_rng(seed), both
     tokens = [5]
     for _ in range(30):
         cut = int(rng.integers(1, len(tokens) + 1))
@@ -229,10 +249,9 @@ def test_a_growing_tree_is_fed_level_by_level_and_dropped_afterwards(monkeypatch
     assert counts == [20, 3, 3, 3, 2]
 
 
-@pytest.mark.parametrize("make", [pair, shifted])
 @pytest.mark.parametrize(("start", "depths"), [(1, 4), (7, 3), (12, 5), (3, 1)])
-def test_scores_by_depth_are_what_rounds_would_have_drafted(make, start, depths, monkeypatch):
-    target, head = make()
+def test_scores_by_depth_are_what_rounds_would_have_drafted(both, start, depths, monkeypatch):
+    target, head = both
     tokens = torch.randint(VOCAB, (12,), generator=torch.Generator().manual_seed(0)).tolist()
     expected = torch.zeros(depths, 13 - start, VOCAB, dtype=torch.float64)
     for depth in range(depths):

@@ -50,11 +50,11 @@ class Shape:
 
 
 class Eagle3(nn.Module):
-    """Next token's embedding and feature in, own feature out; its law covers a part of the vocabulary.
+    """A ``heads.FeatureModel``: next token's embedding and feature in, own feature out.
 
-    Entry j of a text is (token j + 1, feature j), so the first token has none. A feature is the fusion of the
-    target's hidden states or, where the target has not read that token yet, the own feature of the entry
-    before. Names of modules are SafeAILab's.
+    Entry j of a text is (token j + 1, feature j) at position j, so the first token has none. A feature is the
+    fusion of the target's hidden states or, where the target has not read that token yet, the own feature of
+    the entry before. The law covers a part of the vocabulary. Names of modules are SafeAILab's.
 
     Args:
         shape: see there.
@@ -84,29 +84,14 @@ class Eagle3(nn.Module):
         return features
 
     def forward(
-        self,
-        ids: Tensor,
-        features: Tensor,
-        *,
-        positions: Tensor,
-        mask: Tensor | None = None,
-        cache: DynamicCache | None = None,
+        self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: DynamicCache
     ) -> Tensor:
-        """Own features ``(1, rows, width)``, before the final norm: what the next entry may read.
-
-        Args:
-            ids: ``(rows,)``, entry j's is the token at j + 1.
-            features: ``(rows, width)``, fused or own, of the tokens before those.
-            positions: ``(1, rows)``, counted from 0 at the first entry.
-            mask: ``(1, 1, rows, entries)``, added to the scores; ``None`` is causal over cache and rows.
-            cache: entries so far; the rows are appended.
-        """
-        cached = 0 if cache is None else cache.get_seq_length()
-        rows = len(ids)
+        """See ``heads.FeatureModel``; own features are before the final norm."""
+        rows, cached = ids.shape[1], cache.get_seq_length()
         if mask is None and rows > 1 and cached:  # sdpa's own causal mask would hide the newest entries
             mask = features.new_full((1, 1, rows, cached + rows), -torch.inf).triu(cached + 1)
         rotation = self.rotary(features, positions)
-        own: Tensor = self.midlayer(self.embed_tokens(ids)[None], features[None], rotation, mask, cache)
+        own: Tensor = self.midlayer(self.embed_tokens(ids), features, rotation, mask, cache)
         return own
 
     def logits(self, own: Tensor) -> Tensor:
@@ -143,7 +128,7 @@ class Layer(nn.Module):
         features: Tensor,
         rotation: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cache: DynamicCache | None,
+        cache: DynamicCache,
     ) -> Tensor:
         """``(1, rows, width)`` embeddings and features to own features."""
         normed = self.hidden_norm(features)
@@ -156,6 +141,20 @@ class Layer(nn.Module):
         own: Tensor = (normed if self.norm_before_residual else features) + attended
         thought: Tensor = self.mlp(self.post_attention_layernorm(own))
         return own + thought
+
+
+def is_head(folder: Path) -> bool:
+    """Whether the ``config.json`` of a folder speaks of a head, for ``load`` to read or to refuse.
+
+    It does by an ``eagle`` in the type or architecture, a draft vocabulary, or a type of ``speculators``.
+
+    Raises:
+        ValueError: if it is no JSON object.
+    """
+    file = folder / "config.json"
+    config = _json(file) if file.exists() else {}
+    called = f"{config.get('model_type')} {config.get('architectures')}".lower()
+    return "eagle" in called or not config.keys().isdisjoint({"draft_vocab_size", "speculators_model_type"})
 
 
 def load(folder: Path, target: PreTrainedModel) -> Eagle3:

@@ -142,8 +142,10 @@ class HeadModel(nn.Module):
                 max_position_embeddings=config.max_position_embeddings,
                 rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
                 pad_token_id=None,
+                bos_token_id=None,  # ids of its default lie outside this vocabulary, which draws a warning
+                eos_token_id=None,
             )
-        ).to(**parameters)
+        ).to(**parameters)  # rotary frequencies too: those of the shipped heads were bfloat16 in training
         del self.block.embed_tokens
         with torch.no_grad():
             self.mix.weight[:, width:] += torch.eye(width, **parameters)

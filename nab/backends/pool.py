@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nab.backends import heads, int8
+from nab.backends import eagle3, heads, int8
 from nab.backends.drafters import Lookup, NGram
 from nab.backends.heads import Head, Shape
 from nab.backends.pretrained import Pretrained, load, load_llama
@@ -56,14 +56,15 @@ def build(
 
     Args:
         names: ``lookup``, ``early-exit``, a shipped drafter, a safetensors file that ``train_drafters.py`` or
-            ``ngrams.py`` wrote, or a transformers folder with the same vocabulary; files and folders are then
-            called by their name.
+            ``ngrams.py`` wrote, a folder of an EAGLE-3 head, or a transformers folder with the same
+            vocabulary; files and folders are then called by their name.
         target: shares its device and dtype.
         model: the target as it decodes; heads read its hidden states.
         warper: what processes the drafters' laws; None is the target's.
 
     Raises:
         ValueError: on an unknown name, the same name twice, or a drafter that does not fit the target.
+        OSError: if a folder lacks a file.
     """
     pool: dict[str, LanguageModel] = {}
     available = shipped(target)
@@ -87,6 +88,8 @@ def _build(
     path = available.get(name) or Path(name).expanduser()
     if path.is_file():
         return _read(path, name, target, model, warper)
+    if path.is_dir() and eagle3.is_head(path):
+        return Head(eagle3.load(path, target.model), model, warper, name=path.name)
     if path.is_dir():
         dtype, device = str(model.model.dtype).removeprefix("torch."), str(model.model.device)
         drafter = load(path, dtype=dtype, device=device)
