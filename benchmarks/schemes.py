@@ -4,9 +4,9 @@
 
 One answer to each prompt is written under a chain, then every scheme decodes the prompt, in turn, one thread.
 *MAT* is what it had. *In hindsight*: the rounds that it needs in expectation for the answers of the chain,
-exactly (``nab.losses.expected_rounds``), so schemes are compared on the same texts. Intervals: 95 %, bootstrap
-over answers. *round*: its time over the chain's; *speed*: tokens a second over plain decoding's; medians over
-prompts.
+exactly (``nab.losses.expected_rounds``), so schemes are compared on the same texts. Intervals: 95 %,
+bootstrap over answers. *round*: its time over the chain's; *speed*: tokens a second over plain decoding's;
+medians over prompts.
 
 The second table: MAT in hindsight of drafters in chains, as told by acceptance at the first depth, corrected
 by what was accepted on the answers before (``nab.selector.Corrected``), and exactly; what was accepted over

@@ -101,8 +101,6 @@ class Evaluation:
             scores = self.scheme.by_depth(drafter, self.tokens, self.start, self.p, self.begin)
         else:
             q = drafter.score(self.tokens[:-1], self.start)
-            if q.shape[-1] != self.p[0].shape[-1]:
-                raise ValueError(f"its laws have {q.shape[-1]} tokens, the target's {self.p[0].shape[-1]}")
             rules = self.scheme.outline
             scores = accepted(rules, [q] * len(rules), self.p, self.tokens[self.start :])
         check_scores(*scores, scores[0].shape[1])
@@ -164,7 +162,7 @@ def decode(
         clock = [perf_counter()]
         uniforms = rng.random(2 * scheme.nodes + 1)
         start, choice, probs = len(tokens), selector.choice, selector.probs
-        work = partial(_proposed, scheme, tokens, uniforms[: scheme.nodes], vocab)
+        work = partial(scheme.propose, tokens=tokens, vocab=vocab, uniforms=uniforms[: scheme.nodes])
         draft = (pool.call(choice, work) if draft_len else None) or Draft([], [], [])
         clock.append(perf_counter())
 
@@ -185,18 +183,6 @@ def decode(
         seconds = Seconds(*np.diff(clock).tolist())
         drafted = len(draft.tokens)
         yield Round(start, choice, probs, drafted, len(path), emitted, gamma, realised, seconds)
-
-
-def _proposed(
-    scheme: Scheme, tokens: Sequence[int], uniforms: Sequence[Any], vocab: int, drafter: LanguageModel
-) -> Draft:
-    """A draft that the target's laws can be held against."""
-    draft = scheme.propose(drafter, tokens, uniforms)
-    for token, q in zip(draft.tokens, draft.q, strict=True):
-        size = vocab if q is None else q.shape[-1]
-        if size != vocab or not 0 <= token < vocab:
-            raise ValueError(f"it drafts token {token} of {size}, the target has {vocab}")
-    return draft
 
 
 def _laws(target: LanguageModel, tokens: Sequence[int], draft: Draft) -> Law:

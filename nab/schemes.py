@@ -46,12 +46,15 @@ class Scheme(Protocol):
         Exact for ``Levels`` of drafters that are alike at all depths; of other trees it is the first level.
         """
 
-    def propose(self, drafter: LanguageModel, tokens: Sequence[int], uniforms: Sequence[Any]) -> Draft:
+    def propose(
+        self, drafter: LanguageModel, tokens: Sequence[int], vocab: int, uniforms: Sequence[Any]
+    ) -> Draft:
         """Let a drafter grow its tree behind ``tokens``.
 
         Args:
             drafter: a branching tree needs one whose ``score`` takes ``parents``.
             tokens: the text so far.
+            vocab: tokens in the target's laws.
             uniforms: ``nodes`` of them; node k is drawn with the k-th.
 
         Raises:
@@ -111,7 +114,9 @@ class Levels:
         """The rules, or one where all are the same; that of a chain where nothing is drafted."""
         return self.rules if len(set(self.rules)) > 1 else (self.rules or (Chain(),))[:1]
 
-    def propose(self, drafter: LanguageModel, tokens: Sequence[int], uniforms: Sequence[Any]) -> Draft:
+    def propose(
+        self, drafter: LanguageModel, tokens: Sequence[int], vocab: int, uniforms: Sequence[Any]
+    ) -> Draft:
         """See ``Scheme``."""
         depth = [-1]  # by node, the root's at the end
 
@@ -122,7 +127,7 @@ class Levels:
             return found
 
         branching = any(rule.width > 1 for rule in self.rules)
-        return _grown(drafter, tokens, self.draft_len, children, branching=branching)
+        return _grown(drafter, tokens, vocab, self.draft_len, children, branching=branching)
 
     def by_depth(
         self, drafter: LanguageModel, tokens: Sequence[int], start: int, p: Sequence[Law], begin: int
@@ -185,7 +190,9 @@ class StaticTree:
         """``TopK`` of the first level."""
         return (TopK(self._width[()]),)
 
-    def propose(self, drafter: LanguageModel, tokens: Sequence[int], uniforms: Sequence[Any] = ()) -> Draft:
+    def propose(
+        self, drafter: LanguageModel, tokens: Sequence[int], vocab: int, uniforms: Sequence[Any] = ()
+    ) -> Draft:
         """See ``Scheme``; no uniform is used."""
         paths: list[tuple[int, ...]] = [()]  # by node, the root's at the end
 
@@ -195,7 +202,7 @@ class StaticTree:
             paths[-1:] = [*((*paths[node], rank) for rank in range(len(found))), ()]
             return found
 
-        return _grown(drafter, tokens, self.draft_len, children)
+        return _grown(drafter, tokens, vocab, self.draft_len, children)
 
     def by_depth(
         self, drafter: LanguageModel, tokens: Sequence[int], start: int, p: Sequence[Law], begin: int
@@ -236,7 +243,9 @@ class DynamicTree:
         """``TopK`` of the first level, of which few ``nodes`` may keep less."""
         return (TopK(min(self.width, self.nodes)),)
 
-    def propose(self, drafter: LanguageModel, tokens: Sequence[int], uniforms: Sequence[Any] = ()) -> Draft:
+    def propose(
+        self, drafter: LanguageModel, tokens: Sequence[int], vocab: int, uniforms: Sequence[Any] = ()
+    ) -> Draft:
         """See ``Scheme``; no uniform is used."""
         likely = [1.0]  # by node, the root's at the end
 
@@ -248,7 +257,10 @@ class DynamicTree:
         def likeliest(nodes: Iterable[int], most: int) -> list[int]:
             return sorted(sorted(nodes, key=lambda node: -likely[node])[:most])
 
-        draft = _grown(drafter, tokens, self.draft_len, children, lambda new: likeliest(new, self.width))
+        draft = _grown(
+            *(drafter, tokens, vocab, self.draft_len, children),
+            chosen=lambda new: likeliest(new, self.width),
+        )
         return draft.part(likeliest(range(len(draft.tokens)), self.nodes))
 
     def by_depth(
@@ -307,10 +319,11 @@ def named(text: str, draft_len: int, *, rng: Any = None) -> Scheme:
 def _grown(
     drafter: LanguageModel,
     tokens: Sequence[int],
+    vocab: int,
     levels: int,
     children: Callable[[int, Law], list[Child]],
-    chosen: Callable[[list[int]], list[int]] = list,
     *,
+    chosen: Callable[[list[int]], list[int]] = list,
     branching: bool = True,
 ) -> Draft:
     """A tree, level by level, in one forward of the drafter for each.
@@ -318,6 +331,7 @@ def _grown(
     Args:
         drafter: see ``Scheme.propose``.
         tokens: the text so far.
+        vocab: see there.
         levels: at most; it ends early where nothing has children.
         children: of a node (-1: the text so far), from the law there; asked once a node, in order.
         chosen: which of the new nodes to expand, in ascending order.
@@ -328,6 +342,7 @@ def _grown(
         context, first = [*tokens, *draft.tokens], len(tokens) + 1 + frontier[0]
         known = (draft.parents,) if branching and draft.tokens else ()
         laws, behind = cast(TreeModel, drafter).score(context, first, *known), len(draft.tokens)
+        check_shape(laws, len(context) - first + 1, vocab)
         for node in frontier:
             law = laws[node - frontier[0]]
             check_law(law)
@@ -341,13 +356,17 @@ def _grown(
     return draft
 
 
+def check_shape(laws: Law, rows: int, vocab: int) -> None:
+    """Raise ValueError unless ``laws`` are so many."""
+    if tuple(laws.shape) != (rows, vocab):
+        raise ValueError(f"its laws must have shape {(rows, vocab)}, got {tuple(laws.shape)}")
+
+
 def check_law(law: Law) -> None:
-    """Raise ValueError unless ``law`` is a law, or all 0.
+    """Raise ValueError unless ``law``, ``(vocab,)``, is a law, or all 0.
 
     Its sum may be off 1 by what adding up ``vocab`` float32 numbers can cost.
     """
-    if len(law.shape) != 1:
-        raise ValueError(f"its law must have shape (vocab,), got {tuple(law.shape)}")
     mass, least = float(law.sum()), float(law.min())
     if not (least >= 0 and mass < inf):
         raise ValueError(
@@ -364,11 +383,13 @@ def accepted(
 
     Args:
         rules: one for each depth.
-        laws: the drafter's, ``(positions, vocab)`` for each depth.
+        laws: the drafter's, ``(positions, vocab)`` for each depth; another shape is a ValueError.
         p: the target's, in one or several arrays ``(rows, vocab)``.
         tokens: the verified ones, ``(positions,)``.
     """
     gamma, realised = np.empty((2, len(tokens), len(rules)))
+    for q in laws:
+        check_shape(q, len(tokens), p[0].shape[-1])
     row = 0
     for part in p:
         rows = slice(row, row := row + len(part))
@@ -391,7 +412,7 @@ def _retraced(
     gamma, realised = np.zeros((2, len(tokens) - start, scheme.draft_len))
     laws = [law for part in p for law in part]
     for began in range(max(start - scheme.draft_len + 1, begin), len(tokens)):
-        draft, at = scheme.propose(drafter, tokens[:began]), -1
+        draft, at = scheme.propose(drafter, tokens[:began], p[0].shape[-1]), -1
         for k, token in enumerate(tokens[began : began + scheme.draft_len]):
             row, below = began + k - start, draft.below(at)
             if row >= 0:

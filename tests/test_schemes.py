@@ -362,10 +362,10 @@ def test_one_forward_tells_all_where_a_rule_serves_a_level(name):
 
 def test_a_dynamic_tree_keeps_the_likeliest_nodes():
     table = np.array([[0.1, 0.6, 0.3], [0.05, 0.05, 0.9], [0.2, 0.3, 0.5]])
-    draft = DynamicTree(2, 4, 2).propose(Markov(table), [0], ())
+    draft = DynamicTree(2, 4, 2).propose(Markov(table), [0], 3)
     # 1: .6, 1 2: .54, 2: .3, 2 2: .15, 2 1: .09, 1 0: .03
     assert [(*draft.tokens,), (*draft.parents,)] == [(1, 2, 2, 2), (-1, -1, 0, 1)]
-    narrow = DynamicTree(1, 9, 3).propose(Markov(table), [0], ())
+    narrow = DynamicTree(1, 9, 3).propose(Markov(table), [0], 3)
     assert narrow.is_chain
     assert narrow.tokens == [1, 2, 2]
 
@@ -373,16 +373,16 @@ def test_a_dynamic_tree_keeps_the_likeliest_nodes():
 def test_a_certain_path_outlives_its_width():
     """Children as likely as their parents never push these out."""
     certain = Markov(np.eye(3)[[1, 2, 0]])
-    draft = DynamicTree(3, 2, 4).propose(certain, [0], ())
+    draft = DynamicTree(3, 2, 4).propose(certain, [0], 3)
     assert (draft.tokens, draft.parents) == ([1, 2], [-1, 0])
 
 
 def test_a_static_tree_has_its_shape_unless_the_drafter_runs_out():
     uniform = Markov(np.full((4, 4), 0.25))
-    draft = StaticTree(SHAPE).propose(uniform, [3])
+    draft = StaticTree(SHAPE).propose(uniform, [3], 4)
     assert draft.tokens == [0, 1, 2, 0, 1, 0, 0]
     assert draft.parents == [-1, -1, -1, 0, 0, 1, 3]
-    single = StaticTree(SHAPE).propose(Markov(np.eye(4)), [3])
+    single = StaticTree(SHAPE).propose(Markov(np.eye(4)), [3], 4)
     assert (single.tokens, single.parents) == ([3, 3, 3], [-1, 0, 1])
 
 
