@@ -39,14 +39,11 @@ DRAFT_LEN = 4
 PLAIN = "plain"
 SCHEMES = [
     "chain",
-    "top:1",
-    "multi-draft:3x1",
     "multi-draft:3x2x1",
     "without-replacement:3x2x1",
     "top:3x2x1",
     "static:0,1,2,0.0,0.1,1.0,0.0.0,0.0.1,0.1.0,1.0.0,0.0.0.0,0.0.0.1",
     "dynamic:4x12",
-    "dynamic:8x32",
 ]
 
 
