@@ -291,7 +291,7 @@ def named(text: str, draft_len: int, *, rng: Any = None) -> Scheme:
     Raises:
         ValueError: on another text, or a tree that is not ``draft_len`` deep.
     """
-    kind, _, numbers = text.partition(":")
+    kind, colon, numbers = text.partition(":")
     rules: dict[str, Callable[[int], Rule]] = {
         "multi-draft": MultiDraft,
         "without-replacement": lambda m: WithoutReplacement(m, rng),
@@ -305,10 +305,10 @@ def named(text: str, draft_len: int, *, rng: Any = None) -> Scheme:
             if scheme.draft_len != draft_len:
                 raise ValueError(f"it is {scheme.draft_len} deep, not {draft_len}")
             return scheme
-        widths = [int(width) for width in numbers.split("x")]
+        widths = [int(width) for width in numbers.split("x")] if colon else []
         if kind == "dynamic" and len(widths) == 2:
             return DynamicTree(widths[0], widths[1], draft_len)
-        if kind in rules and len(widths) <= draft_len:
+        if kind in rules and 1 <= len(widths) <= draft_len:
             widths += widths[-1:] * (draft_len - len(widths))
             return Levels(Chain() if width == 1 and kind != "top" else rules[kind](width) for width in widths)
     except ValueError as error:

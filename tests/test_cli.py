@@ -112,6 +112,36 @@ def test_run_shows_a_table_per_domain(folder):
         assert word in result.stdout
 
 
+SCHEMES = [
+    ("multi-draft:3x2", "first"),
+    ("without-replacement:2", "corrected"),
+    ("top:3x1", "exact"),
+    ("static:0,1,0.0,0.1,0.0.0,0.0.0.0", "exact"),
+    ("dynamic:3x8", "corrected"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "evaluation"), SCHEMES)
+def test_every_scheme_and_evaluation_runs_and_its_trace_replays(folder, tmp_path, scheme, evaluation):
+    trace, options = tmp_path / "t.jsonl", ["--scheme", scheme, "--evaluation", evaluation, "--limit", 1]
+    result = nab(*arguments(folder, "run", "--json", "--objective", "length", "--trace", trace, *options))
+    assert result.exit_code == 0, result.output
+    total = json.loads(result.stdout)["total"]
+    assert total["mean_acceptance_length"] > 1
+    assert len(total["acceptance_histogram"]) == 5
+    assert total["benched"] == {}
+    header = json.loads(trace.read_text().splitlines()[0])
+    assert (header["scheme"], header["evaluation"]) == (scheme, evaluation)
+    assert nab("replay", str(trace), "--out", str(tmp_path / "replay")).exit_code == 0
+
+
+@pytest.mark.parametrize("scheme", ["top:3x2x1", "dynamic:4x12", "without-replacement:3x1"])
+def test_trees_give_the_plain_greedy_text(folder, scheme):
+    result = nab(*arguments(folder, "compare", "--temperature", "0", "--limit", 1, "--scheme", scheme))
+    assert result.exit_code == 0, result.output
+    assert "Every policy produced the same text as plain decoding" in result.output
+
+
 def test_plain_decoding_is_a_selector_of_run_too(folder, tmp_path):
     plot = tmp_path / "plain.png"
     result = nab(*arguments(folder, "run", "--selector", "plain", "--limit", 1, "--plot", plot))
@@ -163,7 +193,8 @@ def test_answers_side_by_side_are_those_one_after_the_other(folder, tmp_path):
 
 
 def test_what_goes_wrong_in_another_process_is_one_line(folder):
-    result = nab(*arguments(folder, "compare", "--jobs", 2, drafters="close,broken"))
+    more = ["--jobs", 2, "--target", folder / "broken", "--drafters", "lookup"]
+    result = nab(*arguments(folder, "compare", *more))
     assert result.exit_code == 1
     assert result.stderr.strip().endswith("broken returned logits that are NaN or infinite")
 
@@ -198,6 +229,14 @@ def test_a_run_repeats_with_its_seed(folder):
         ),
         (["--selector", "fixed:nobody"], "unknown selector 'fixed:nobody'.*fixed:lookup"),
         (["--prompt", "a", "--prompts", "b"], "give --prompt or --prompts, not both"),
+        (["--scheme", "bush"], "unknown scheme 'bush' of 4 levels: choose for instance chain, multi-draft"),
+        (["--scheme", "top:0"], "scheme 'top:0': k must be at least 1, got 0; choose for instance"),
+        (["--scheme", "top:x"], "scheme 'top:x': invalid literal .*; choose for instance"),
+        (["--scheme", "top:2x2x2x2x2"], "unknown scheme 'top:2x2x2x2x2' of 4 levels"),
+        (["--scheme", "static:0,0.1"], r"scheme 'static:0,0.1': path \(0, 1\) needs .*\(0, 0\)"),
+        (["--scheme", "static:0"], "scheme 'static:0': it is 1 deep, not 4"),
+        (["--scheme", "top:9"], "scheme 'top:9': a tree of 9 x 9 x 9 x 9 has 7380 nodes, at most 4096"),
+        (["--drafter-limit", "0"], "limit must be a positive number of seconds or None, got 0"),
         (["--drafters", "lookup,"], "a drafter without a name in 'lookup,'"),
         (["--plot", "picture"], "cannot draw into picture: give a file ending in .*png"),
         (["--plot", "picture.xyz"], "cannot draw into picture.xyz: give a file ending in .*png"),
@@ -250,10 +289,21 @@ def test_answers_are_printed_where_there_is_no_terminal(folder):
 
 def test_a_drafter_that_returns_nan_is_named_and_nothing_is_lost(folder, tmp_path):
     trace = tmp_path / "t.jsonl"
-    result = nab(*arguments(folder, "run", "--trace", trace, drafters="close,broken"))
-    assert result.exit_code == 1
-    assert result.stderr.strip().endswith("broken returned logits that are NaN or infinite")
-    assert json.loads(trace.read_text().splitlines()[0])["kind"] == "header"
+    result = nab(*arguments(folder, "run", "--json", "--trace", trace, drafters="close,broken"))
+    assert result.exit_code == 0
+    line = "warning: drafter 1 (broken) is benched for this query: ValueError: broken returned logits"
+    assert result.stderr.count(line) == 4  # one for each prompt
+    total = json.loads(result.stdout)["total"]
+    assert total["benched"] == {"broken": 4}
+    assert total["choice_share"]["close"] > 0.8
+    assert len(trace.read_text().splitlines()) > 4
+
+
+def test_a_drafter_beyond_its_limit_is_benched(folder):
+    result = nab(*arguments(folder, "run", "--json", "--drafter-limit", 1e-9, "--limit", 1))
+    assert result.exit_code == 0, result.output
+    assert "TimeoutError: it was not done after 1e-09 s" in result.stderr
+    assert json.loads(result.stdout)["total"]["mean_acceptance_length"] == 1
 
 
 def test_debug_shows_the_traceback(folder):

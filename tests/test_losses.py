@@ -116,3 +116,19 @@ def test_expected_rounds_by_depth_against_every_way_to_cut_the_text(draft_len, p
     np.testing.assert_array_equal(
         expected_rounds(by_depth[:, 0], draft_len), expected_rounds(alike, draft_len)
     )
+
+
+def test_scores_of_too_few_depths_are_refused():
+    scores = np.full((9, 2, 3), 0.5)
+    assert expected_length(scores, scores, 2).shape == (8, 3)
+    with pytest.raises(ValueError, match="scores of 2 depths tell nothing of drafts of 3 tokens"):
+        expected_length(scores, scores, 3)
+
+
+@given(st.integers(1, 4), st.integers(0, 2**32))
+def test_lengths_by_depth_are_those_of_each_window(draft_len, seed):
+    gamma, realised = np.random.default_rng(seed).random((2, 9, draft_len, 2))
+    for t, found in enumerate(expected_length(gamma, realised, draft_len)):
+        rows = range(draft_len)
+        diagonal = [np.array([scores[t + k, k] for k in rows]) for scores in (gamma, realised)]
+        np.testing.assert_allclose(found, expected_length(*diagonal, draft_len)[0], rtol=1e-14)

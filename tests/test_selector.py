@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 import nab
 from nab.learners import AdaNormalHedgeTV, Interleaved, Squint, bandits
+from nab.schemes import DynamicTree
 from nab.selector import Before, argmax, coupled, draw
+from nab.sim import Markov
 
 
 class Recorder:
@@ -45,6 +47,30 @@ def test_delayed_losses_are_those_of_the_whole_trajectory(emitted, draft_len, se
     for t, (losses, then) in enumerate(selector.state):
         np.testing.assert_allclose(losses, expected[t], rtol=1e-15)
         np.testing.assert_array_equal(then, played[t])
+
+
+@given(st.integers(1, 4), st.integers(0, 2**32))
+def test_delayed_losses_by_depth_are_those_of_the_whole_trajectory(draft_len, seed):
+    gamma, realised = np.random.default_rng(seed).random((2, 20, draft_len, 3))
+    selector = nab.Selector(Recorder(), 3, objective=nab.Length(draft_len), rng=0)
+    for rows in (slice(0, 3), slice(3, 4), slice(4, 20)):
+        selector.observe(1, lambda rows=rows: (gamma[rows], realised[rows]))
+    expected = nab.Length(draft_len)(gamma, realised)
+    np.testing.assert_allclose([loss for loss, _ in selector.state], expected, rtol=1e-15)
+    tokens = nab.Selector(Recorder(), 3, rng=0)
+    tokens.observe(1, lambda: (gamma, realised))
+    np.testing.assert_array_equal([loss for loss, _ in tokens.state], 1 - gamma[:, 0])
+
+
+def test_a_selector_restored_amid_scores_by_depth_continues_bit_for_bit():
+    gamma, realised = np.random.default_rng(0).random((2, 20, 3, 2))
+    first = nab.Selector(nab.NormalHedge(), 2, objective=nab.Length(3), rng=0)
+    first.observe(1, lambda: (gamma[:7], realised[:7]))
+    second = nab.Selector(nab.NormalHedge(), 2, objective=nab.Length(3), rng=1)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for selector in (first, second):
+        selector.observe(1, lambda: (gamma[7:], realised[7:]))
+    assert first.state_dict() == second.state_dict()
 
 
 def rounds(seed, count=30):
@@ -242,3 +268,80 @@ def test_bad_scores_are_named(gamma, message):
     selector = nab.Selector(nab.NormalHedge(), 2)
     with pytest.raises(ValueError, match=message):
         selector.observe(1, lambda: (np.array(gamma), np.array(gamma)))
+
+
+# --- acceptance at depth, corrected ---
+
+TARGET, DRAFTER = (Markov(np.random.default_rng(seed).dirichlet(np.ones(3), size=3)) for seed in (0, 1))
+THINNING = DynamicTree(2, 3, 3)  # two children at first, then one, then hardly any
+
+
+def test_corrections_count_what_was_accepted_and_what_the_first_depth_expects():
+    """In the mean over all first rounds, by enumeration: so their quotient tends to acceptance at depth."""
+
+    def run(rng):
+        inner = nab.Selector(nab.Hedge(), 1, objective=nab.Length(3), rng=0)
+        selector = nab.selector.Corrected(inner, 3)
+        options = {"draft_len": 3, "scheme": THINNING, "rng": rng}
+        round_ = next(nab.decode(TARGET, [TARGET], selector, [0], **options))
+        return selector.counts[..., 0], round_.accepted, round_.emitted
+
+    counts, accepted, expected = np.zeros((2, 3)), np.zeros(3), np.zeros(3)
+    for (found, length, emitted), probability in outcomes(run):
+        counts += probability * found
+        accepted += probability * (length > np.arange(3))
+        laws = [TARGET.table[last] for last in (0, *emitted[:-1])]
+        for k in range(min(length + 1, 3)):
+            expected[k] += probability * float(nab.TopK(2).probability(laws[k], laws[k]))
+    np.testing.assert_allclose(counts, [[0, *accepted[1:]], [0, *expected[1:]]], atol=1e-12)
+    assert (accepted[1:] < expected[1:]).all()  # there is something to correct
+
+
+def test_what_is_corrected_is_what_the_selector_inside_learns_from():
+    counts = np.zeros((2, 2, 2))
+    counts[:, 1] = [[2, 30], [12, 15]]
+    inner = nab.Selector(Recorder2(), 2, objective=nab.Length(2), rng=0)
+    selector = nab.selector.Corrected(inner, 2, prior=0, counts=counts)
+    np.testing.assert_allclose(selector.factors, [[1, 1], [1 / 6, 2]])
+    gamma = np.full((3, 2), 0.6)
+    returned = selector.observe(1, lambda: (gamma, gamma))
+    assert returned[0] is gamma
+    expected = 1 - (1 + 0.6 + 0.6 * np.array([0.1, 1])) / 3  # 1.2 is cut to 1
+    np.testing.assert_allclose(inner.state[0], expected, rtol=1e-14)
+    assert (selector.choice, selector.probs.tolist()) == (inner.choice, inner.probs.tolist())
+
+
+class Recorder2(Recorder):
+    def probs(self, state):
+        return np.array([0.5, 0.5])
+
+    def update(self, state, losses, played=None):
+        return (*state, losses)
+
+
+def test_corrections_of_drafters_alike_at_all_depths_stay_near_one():
+    """Accepted less expected is a martingale with steps in [-1, 1]: within Azuma's bound, false alarm
+    1e-9."""
+    selector = nab.selector.Corrected(nab.Selector(nab.Hedge(), 1, rng=0), 2)
+    rounds = nab.decode(TARGET, [DRAFTER], selector, [0], draft_len=2, rng=0)
+    steps = 0
+    for round_, _ in zip(rounds, range(3000), strict=False):
+        steps += round_.accepted >= 1
+    accepted, expected = selector.counts[:, 1, 0]
+    assert steps > 1000
+    assert abs(accepted - expected) <= np.sqrt(2 * steps * np.log(2e9))
+    assert accepted < 0.9 * steps  # it is no trivial agreement
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft_len": 0}, "draft_len .*at least 1, got 0"),
+        ({"draft_len": 2, "prior": -1}, "prior must be a finite number of at least 0, got -1"),
+        ({"draft_len": 2, "counts": np.zeros((2, 3, 1))}, r"counts .*shape \(2, 2, 1\), got \(2, 3, 1\)"),
+        ({"draft_len": 2, "counts": -np.ones((2, 2, 1))}, "counts must be non-negative"),
+    ],
+)
+def test_bad_corrections_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        nab.selector.Corrected(nab.Selector(nab.Hedge(), 1), **options)

@@ -280,3 +280,27 @@ def test_a_header_that_could_not_be_read_back_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="dtype is missing"):
         TraceWriter(path, {name: value for name, value in HEADER.items() if name != "dtype"})
     assert not path.exists()
+
+
+@pytest.mark.parametrize("policy", ["normal-hedge", "fixed:lookup"])
+def test_scores_by_depth_are_read_back_and_replayed(tmp_path, policy):
+    path, scheme = tmp_path / "t.jsonl", nab.DynamicTree(2, 5, 3)
+    query = measure.Query(HEADER["drafters"], 3, "red")
+    where = {"query": 0, "policy": policy, "domain": "red"}
+    with TraceWriter(path, {**HEADER, "nodes": scheme.nodes}) as trace:
+        options = {"max_new_tokens": 12, "rng": 0, "scheme": scheme, "exact": True}
+        list(trace.keep(query.run(TARGET, POOL, SELECTORS[policy](), [0], **options), where))
+        scores = dict(zip(("gamma", "realised"), query.unasked_scores(), strict=False))
+        trace.write("query", {**where, **measure.metrics([query]), **scores})
+    (found,) = read_trace(path).queries
+    np.testing.assert_array_equal(found.gamma, query.scores()[0])
+    assert found.gamma.shape == (12, 3, 2)
+    assert found.losses(nab.Length(3)).shape == (10, 2)
+    if policy == "fixed:lookup":  # of certain drafts, hindsight is what happened
+        assert query.single_rounds()[1] == pytest.approx(len(query.rounds), abs=1e-12)
+
+
+@pytest.mark.parametrize("nodes", [2, 5.0, "5"])
+def test_a_header_with_bad_nodes_is_named(tmp_path, nodes):
+    with pytest.raises(ValueError, match=f"nodes must be .*{nodes}"):
+        TraceWriter(tmp_path / "t.jsonl", {**HEADER, "nodes": nodes})

@@ -98,7 +98,7 @@ def _build(
         if drafter.vocab_size != target.vocab_size:
             sizes = f"{drafter.vocab_size} logits, the target {target.name} {target.vocab_size}"
             raise ValueError(f"drafter {name} has {sizes}")
-        return CausalLM(drafter.model, warper, name=name)
+        return CausalLM(drafter.model, warper, name=path.name)
     known = ", ".join(["lookup", "early-exit", *available])
     raise ValueError(
         f"no drafter {name!r} for the target {target.name}: choose from {known}, or give a file or a "

@@ -39,7 +39,8 @@ HEADER = {
     "device": str,
     "processor": str,
 }
-"""What a header holds at least, and of which type."""
+"""What a header holds at least, and of which type; ``nodes`` too where drafts branch: tokens in one, at
+most."""
 
 WHERE = {"query": int, "policy": str, "domain": str}
 """What every other record holds: number of the prompt, name of the policy, label of the prompt."""
@@ -313,6 +314,9 @@ def _check_header(header: dict[str, Any]) -> None:
         raise ValueError(f"drafters must be different names, at least one, got {names}")
     if header["draft_len"] < 0:
         raise ValueError(f"draft_len must be at least 0, got {header['draft_len']}")
+    nodes = header.get("nodes", header["draft_len"])
+    if type(nodes) is not int or nodes < header["draft_len"]:
+        raise ValueError(f"nodes must be a whole number of at least {header['draft_len']}, got {nodes!r}")
 
 
 def _typed(record: dict[str, Any], name: str, of: type) -> Any:
