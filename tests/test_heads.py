@@ -12,6 +12,7 @@ from nab.backends import heads
 from nab.backends.heads import Head, HeadModel, Shape
 from nab.backends.torch import CausalLM, Warper
 from nab.sampling import paths
+from nab.schemes import Levels, named
 
 
 def head_model(target, layers=(1, 3), draft_vocab=100, seed=0):
@@ -330,3 +331,45 @@ def test_trees_on_cuda_agree_with_cpu_in_float64():
         trees = head.score([1, 2, 3, 4, 4, 5, 6], 2, [-1, -2, 1, 1])
         laws.append((trees.cpu(), head.score_by_depth([1, 2, 3], 1, 3).cpu()))
     torch.testing.assert_close(*laws, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("widths", ["chain", "multi-draft:2x1"])
+def test_exact_evaluation_is_acceptance_under_the_laws_that_were_drafted(widths):
+    """Row by row against the drafts of the rounds themselves; the first depth alone would not do.
+
+    But for the first round: the target has then read the last token of the prompt too.
+    """
+    target, head = pair()
+    drafts = {}
+
+    class Recorded(Levels):
+        def propose(self, drafter, tokens, vocab, uniforms):
+            drafts[len(tokens)] = super().propose(drafter, tokens, vocab, uniforms)
+            return drafts[len(tokens)]
+
+    scheme = Recorded(named(widths, 3).rules)
+    selector, prompt = nab.Selector(nab.Hedge(), 1, rng=0), [1, 2, 3, 4]
+    options = {"draft_len": 3, "scheme": scheme, "rng": 0}
+    rounds = nab.decode(target, [head], selector, prompt, exact=True, **options)
+    rounds = list(nab.until(rounds, max_new_tokens=40))
+    tokens = [*prompt, *(token for round_ in rounds for token in round_.emitted)]
+    gamma, realised = (np.concatenate([getattr(r, name) for r in rounds]) for name in ("gamma", "realised"))
+    assert gamma.shape == (40, 3, 1)
+    p = target.score(tokens[:-1], 4)
+    differences = []
+    assert drafts.pop(4)
+    for start, draft in drafts.items():
+        at = -1
+        for k in range(min(3, len(tokens) - start)):
+            below = draft.below(at)
+            position, q = start - 4 + k, draft.q[min(below.values())]
+            for scores, found in (
+                (gamma, scheme.rules[k].probability(p[position], q)),
+                (realised, scheme.rules[k].realised(p[position], q, tokens[start + k])),
+            ):
+                assert scores[position, k, 0] == pytest.approx(float(found), abs=1e-12)
+            differences.append(abs(gamma[position, k, 0] - gamma[position, 0, 0]))
+            if tokens[start + k] not in below:
+                break
+            at = below[tokens[start + k]]
+    assert max(differences) > 0.01
