@@ -13,7 +13,7 @@ from nab.learners import Hedge, NormalHedge
 from nab.losses import Length, Token
 from nab.pool import DrafterWarning, Pool
 from nab.schemes import DynamicTree, Levels, StaticTree
-from nab.selector import BanditSelector, Constant, Selector
+from nab.selector import BanditSelector, Constant, Corrected, Selector
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = [
     "BanditSelector",
     "Chain",
     "Constant",
+    "Corrected",
     "DrafterWarning",
     "DynamicTree",
     "Greedy",
