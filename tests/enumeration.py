@@ -60,7 +60,7 @@ class Scaled:
         return bool(~self.__ge__(np.asarray(bound)))
 
     def __ge__(self, bounds):
-        points = np.asarray(bounds) / self.scale
+        points = bounds / self.scale  # an array or a tensor
         self.uniform.narrow(np.atleast_1d(points))
         return points <= self.uniform.low
 

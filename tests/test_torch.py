@@ -1,4 +1,4 @@
-"""The torch backend: the law, the rewinding cache, greedy equality with plain decoding, early exit."""
+"""The torch backend: the law, the rewinding cache, early exit."""
 
 import numpy as np
 import pytest
@@ -66,39 +66,6 @@ def test_an_interrupted_forward_leaves_a_clean_cache(monkeypatch):
             model.logits([1, 2, 3, 4, 5], 4)
     expected = recomputed(model.model, [1, 2, 3, 4, 5], 2)
     torch.testing.assert_close(model.logits([1, 2, 3, 4, 5], 2), expected, rtol=0, atol=1e-10)
-
-
-def answer(target, drafters, selector, prompt, draft_len):
-    rounds = nab.decode(target, drafters, selector, prompt, draft_len=draft_len, rng=0)
-    return [t for r in nab.until(rounds, max_new_tokens=60) for t in r.emitted]
-
-
-@every_architecture
-@pytest.mark.parametrize("seed", range(3))
-def test_greedy_text_equals_plain_decoding(make, seed):
-    """A pool that agrees often, seldom and by lookup, chosen online: the same text as no draft at all."""
-    model, greedy = make(seed), Warper(temperature=0)
-    target = CausalLM(model, greedy)
-    drafters = [
-        CausalLM(tiny.perturbed(model, 0.02), greedy),
-        CausalLM(tiny.perturbed(model, 0.5), greedy),
-        CausalLM(early_exit(model, 2), greedy),
-        Lifted(Lookup(tiny.VOCAB), greedy, torch.device("cpu"), torch.float64),
-    ]
-    prompt = np.random.default_rng(seed).integers(0, tiny.VOCAB, 40).tolist()
-    plain = answer(CausalLM(model, greedy), drafters, nab.Constant(np.eye(4)[0]), prompt, 0)
-    selector = nab.Selector(nab.NormalHedge(), 4, rng=seed)
-    assert answer(target, drafters, selector, prompt, 4) == plain
-    with torch.inference_mode():
-        theirs = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt)),
-            max_new_tokens=60,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    assert plain == theirs[0, len(prompt) :].tolist()
 
 
 def test_a_good_drafter_is_accepted_and_found():

@@ -90,8 +90,19 @@ def gemma2(seed=0, dtype=torch.float64):
 
 
 def gemma3(seed=0, dtype=torch.float64):
-    """Layers 1 and 3 see the last 8 tokens only and have another rotary base than layer 2."""
-    return _small(Gemma3TextConfig, Gemma3ForCausalLM, seed, dtype, layer_types=ALTERNATING, sliding_window=8)
+    """Layers 1 and 3 see the last 8 tokens only and have another rotary base than layer 2.
+
+    Its embeddings are small and not tied, its attention is sharp: else a random model repeats itself.
+    """
+    model = _small(
+        Gemma3TextConfig, Gemma3ForCausalLM, seed, dtype, layer_types=ALTERNATING, sliding_window=8,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model.model.embed_tokens.weight.data *= 0.05
+    for layer in model.model.layers:
+        layer.self_attn.q_norm.weight.data += 2
+        layer.self_attn.k_norm.weight.data += 2
+    return model
 
 
 ARCHITECTURES = {
