@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nab.acceptance import Chain
 from nab.pool import Pool
-from nab.sampling import Draft, verify
+from nab.sampling import Draft, scored, verify
 from nab.schemes import Levels, Scheme, accepted
 from nab.selector import Chooses, check_scores
-from nab.types import Floats, LanguageModel, Law, TreeModel
+from nab.types import Floats, LanguageModel, Law
 
 
 class Seconds(NamedTuple):
@@ -166,7 +166,8 @@ def decode(
         draft = (pool.call(choice, work) if draft_len else None) or Draft([], [], [])
         clock.append(perf_counter())
 
-        p = _laws(target, tokens, draft)
+        parents = None if draft.is_chain else draft.parents
+        p = scored(target, [*tokens, *draft.tokens], start, parents)
         try:
             path, next_token = verify(p, draft, uniforms[scheme.nodes :])
         except ValueError as error:
@@ -175,7 +176,7 @@ def decode(
         tokens.extend(emitted)
         clock.append(perf_counter())
 
-        rows = p[: len(emitted)] if draft.is_chain else p[[0, *(node + 1 for node in path)]]
+        rows = p[: len(emitted)] if parents is None else p[[0, *(node + 1 for node in path)]]
         evaluation = Evaluation(pool, scheme, tuple(tokens), start, (rows,), len(prompt), exact)
         gamma, realised = selector.observe(len(emitted), evaluation) or (None, None)
         clock.append(perf_counter())
@@ -183,14 +184,6 @@ def decode(
         seconds = Seconds(*np.diff(clock).tolist())
         drafted = len(draft.tokens)
         yield Round(start, choice, probs, drafted, len(path), emitted, gamma, realised, seconds)
-
-
-def _laws(target: LanguageModel, tokens: Sequence[int], draft: Draft) -> Law:
-    """The target's behind the text and behind each node, ``(nodes + 1, vocab)``, in one forward."""
-    context = [*tokens, *draft.tokens]
-    if draft.is_chain:
-        return target.score(context, len(tokens))
-    return cast(TreeModel, target).score(context, len(tokens), draft.parents)
 
 
 def until(

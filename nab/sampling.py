@@ -7,10 +7,11 @@ uniforms in [0, 1), so the functions are pure and can be enumerated exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from nab.types import Law
+from nab.types import LanguageModel, Law, TreeModel
 
 
 class Child(NamedTuple):
@@ -133,6 +134,28 @@ def paths(tokens: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
         before = found[parent - chain] if parent >= chain else tokens[: parent + 1]
         found.append([*before, token])
     return found
+
+
+def scored(
+    model: LanguageModel, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None
+) -> Law:
+    """``model.score``, of a tree given ``parents``.
+
+    Raises:
+        TypeError: if the model scores chains alone, saying what would help.
+    """
+    if parents is None:
+        return model.score(tokens, start)
+    try:
+        return cast(TreeModel, model).score(tokens, start, parents)
+    except TypeError:
+        try:
+            signature(model.score).bind(tokens, start, parents)
+        except TypeError:
+            name = type(model).__name__
+            text = f"{name}.score takes no parents, which drafts that branch need: see nab.sampling.by_path"
+            raise TypeError(text) from None
+        raise
 
 
 def by_path(

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from nab.acceptance import Chain, Greedy, MultiDraft, Rule, TopK, WithoutReplacement
-from nab.sampling import Child, Draft
-from nab.types import AcceptanceRule, DepthAware, Floats, LanguageModel, Law, TreeModel, as_floats
+from nab.sampling import Child, Draft, scored
+from nab.types import AcceptanceRule, DepthAware, Floats, LanguageModel, Law, as_floats
 
 
 class Scheme(Protocol):
@@ -340,8 +340,8 @@ def _grown(
     draft, frontier = Draft([], [], []), [-1]
     for _ in range(levels):
         context, first = [*tokens, *draft.tokens], len(tokens) + 1 + frontier[0]
-        known = (draft.parents,) if branching and draft.tokens else ()
-        laws, behind = cast(TreeModel, drafter).score(context, first, *known), len(draft.tokens)
+        parents = draft.parents if branching and draft.tokens else None
+        laws, behind = scored(drafter, context, first, parents), len(draft.tokens)
         check_shape(laws, len(context) - first + 1, vocab)
         for node in frontier:
             law = laws[node - frontier[0]]

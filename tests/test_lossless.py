@@ -182,9 +182,10 @@ def test_a_drafter_benched_in_the_middle_changes_no_text(name):
     assert failing.calls > 4
 
 
-def shifted(target, tokens, draft, honest=nab.decode.__globals__["_laws"]):
+def shifted(*question):
     """The target's laws, behind the wrong nodes."""
-    return honest(target, tokens, draft)[[0, *range(len(draft.tokens))]]
+    rows = sampling.scored(*question)
+    return rows[[0, *range(len(rows) - 1)]]
 
 
 def siblings_see_each_other(tree, rows, window=None):
@@ -202,7 +203,7 @@ def keeps_the_first_branch(cache, place, found, honest=TreeCache._keep):
         (Tree, "visible", siblings_see_each_other, TREES),
         (Tree, "positions", lambda tree, rows: torch.arange(rows.start, rows.stop), TREES),
         (TreeCache, "_keep", keeps_the_first_branch, TREES),
-        (nab.decode.__globals__, "_laws", shifted, LONG_SCHEMES),
+        (nab.decode.__globals__, "scored", shifted, LONG_SCHEMES),
     ],
     ids=["siblings see each other", "positions count entries", "the first branch is kept", "wrong node"],
 )

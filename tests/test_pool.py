@@ -192,3 +192,29 @@ def test_a_bad_limit_is_named(limit):
 def test_the_target_is_not_protected():
     with pytest.raises(RuntimeError, match="out of memory"):
         next(nab.decode(Hostile(raises), [GOOD], nab.Constant([1.0]), [0], draft_len=2))
+
+
+class Chains:
+    """A model that knows no trees."""
+
+    def score(self, tokens, start):
+        return GOOD.score(tokens, start)
+
+
+def test_a_model_that_knows_no_trees_is_told_what_it_needs():
+    message = "Chains.score takes no parents, which drafts that branch need: see nab.sampling.by_path"
+    scheme = DynamicTree(2, 3, 2)
+    with pytest.warns(nab.DrafterWarning, match=f"drafter 0 is benched .*{message}"):
+        decode([Chains()], nab.Constant([1.0]), 0, scheme=scheme)
+    with pytest.raises(TypeError, match=message):
+        next(nab.decode(Chains(), [GOOD], nab.Constant([1.0]), [0], draft_len=2, scheme=scheme))
+    decode([Chains()], nab.Constant([1.0]), 0)
+
+
+def test_errors_of_a_tree_model_stay_its_own():
+    class Wrong:
+        def score(self, tokens, start, parents=None):
+            return GOOD.score(tokens, start) if parents is None else len(3)
+
+    with pytest.warns(nab.DrafterWarning, match="object of type 'int' has no len"):
+        decode([Wrong()], nab.Constant([1.0]), 0, scheme=DynamicTree(2, 3, 2))
