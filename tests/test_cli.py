@@ -303,7 +303,9 @@ def test_a_drafter_beyond_its_limit_is_benched(folder):
     result = nab(*arguments(folder, "run", "--json", "--drafter-limit", 1e-9, "--limit", 1))
     assert result.exit_code == 0, result.output
     assert "TimeoutError: it was not done after 1e-09 s" in result.stderr
-    assert json.loads(result.stdout)["total"]["mean_acceptance_length"] == 1
+    total = json.loads(result.stdout)["total"]
+    assert total["benched"]["close"] == 2  # lookup may have been quicker than its clock
+    assert total["choice_share"]["close"] < 1
 
 
 def test_debug_shows_the_traceback(folder):

@@ -577,7 +577,7 @@ def test_a_draft_is_the_recursion_in_plain_operators(tmp_path, layout, read):
     ids = text(read + 1)[0]
     tokens = ids.tolist()
     lm.score(tokens[:read], read)
-    draft = Levels([Chain()] * 3).propose(head, tokens, [0.2, 0.5, 0.8])
+    draft = Levels([Chain()] * 3).propose(head, tokens, VOCAB, [0.2, 0.5, 0.8])
     assert len(draft.tokens) == 3
     states = lm.model(ids[None, :read], output_hidden_states=True).hidden_states
     hidden = torch.stack([states[layer][0] for layer in (2, 4, 5)], 1)
