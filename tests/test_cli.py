@@ -305,7 +305,6 @@ def test_a_drafter_beyond_its_limit_is_benched(folder):
     assert "TimeoutError: it was not done after 1e-09 s" in result.stderr
     total = json.loads(result.stdout)["total"]
     assert total["benched"]["close"] == 2  # lookup may have been quicker than its clock
-    assert total["choice_share"]["close"] < 1
 
 
 def test_debug_shows_the_traceback(folder):
