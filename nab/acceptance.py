@@ -71,7 +71,7 @@ class MultiDraft:
     m: int
 
     def __post_init__(self) -> None:
-        _at_least_one("m", self.m)
+        at_least_one("m", self.m)
 
     @property
     def width(self) -> int:
@@ -116,7 +116,7 @@ class WithoutReplacement:
     rng: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        _at_least_one("m", self.m)
+        at_least_one("m", self.m)
         object.__setattr__(self, "rng", np.random.default_rng(self.rng))
 
     @property
@@ -174,7 +174,7 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        _at_least_one("k", self.k)
+        at_least_one("k", self.k)
 
     @property
     def width(self) -> int:
@@ -204,7 +204,7 @@ class Greedy:
     k: int = 1
 
     def __post_init__(self) -> None:
-        _at_least_one("k", self.k)
+        at_least_one("k", self.k)
 
     @property
     def width(self) -> int:
@@ -224,7 +224,10 @@ class Greedy:
         return TopK(self.k).realised(p, q, token)
 
 
-def _at_least_one(name: str, value: int) -> None:
+def at_least_one(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
 

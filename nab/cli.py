@@ -108,6 +108,10 @@ class Options:
         constants[PLAIN] = np.full(n, 1 / n)  # plain decoding never drafts
         if name in constants:
             return lambda seed: Constant(constants[name], rng=seed)
+        if self.evaluation == "corrected" and self.objective == "token":
+            raise ValueError(
+                "--evaluation corrected changes nothing under the token objective: give --objective length"
+            )
         objective = replays.OBJECTIVES[self.objective](self.draft_len)
         named = replays.policies(n, self.draft_len, objective)
         if name in named:

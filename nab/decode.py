@@ -157,12 +157,12 @@ def decode(
     rng = np.random.default_rng(rng)
     tokens = list(prompt)
     # drafters that read the target's features find them from the first round on
-    vocab = target.score(tokens, len(tokens)).shape[-1]
+    like = target.score(tokens, len(tokens))
     while True:
         clock = [perf_counter()]
         uniforms = rng.random(2 * scheme.nodes + 1)
         start, choice, probs = len(tokens), selector.choice, selector.probs
-        work = partial(scheme.propose, tokens=tokens, vocab=vocab, uniforms=uniforms[: scheme.nodes])
+        work = partial(_proposed, scheme, tokens, uniforms[: scheme.nodes], like)
         draft = (pool.call(choice, work) if draft_len else None) or Draft([], [], [])
         clock.append(perf_counter())
 
@@ -184,6 +184,18 @@ def decode(
         seconds = Seconds(*np.diff(clock).tolist())
         drafted = len(draft.tokens)
         yield Round(start, choice, probs, drafted, len(path), emitted, gamma, realised, seconds)
+
+
+def _proposed(
+    scheme: Scheme, tokens: Sequence[int], uniforms: Sequence[Any], like: Law, drafter: LanguageModel
+) -> Draft:
+    """A draft whose laws are arrays like the target's."""
+    draft = scheme.propose(drafter, tokens, like.shape[-1], uniforms)
+    for q in draft.q:
+        kinds = [(type(law), getattr(law, "device", None)) for law in (q, like) if law is not None]
+        if len(set(kinds)) > 1:
+            raise ValueError(f"its laws must be arrays like the target's, {kinds[1]}, got {kinds[0]}")
+    return draft
 
 
 def until(

@@ -12,6 +12,9 @@ from nab.types import LanguageModel
 
 T = TypeVar("T")
 
+THREAD = "nab drafters"
+"""Name of the thread that drafters with a limit run in."""
+
 
 class DrafterWarning(UserWarning):
     """A drafter failed and drafts no more in this query."""
@@ -35,8 +38,9 @@ class Pool:
     """
 
     def __init__(self, drafters: Sequence[LanguageModel], *, limit: float | None = None) -> None:
-        if limit is not None and not limit > 0:
-            raise ValueError(f"limit must be a positive number of seconds or None, got {limit}")
+        number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        if limit is not None and not (number and 0 < limit < threading.TIMEOUT_MAX):
+            raise ValueError(f"limit must be a positive number of seconds or None, got {limit!r}")
         self.drafters = drafters
         self.limit = limit
         self.benched: dict[int, str] = {}
@@ -52,12 +56,21 @@ class Pool:
         drafter = self.drafters[i]
         try:
             return work(drafter) if self.limit is None else _WORKER.run(work, drafter, self.limit)
-        except Exception as error:
-            name = getattr(drafter, "name", None)
-            self.benched[i] = f"{type(error).__name__}: {error}"
-            who = f"drafter {i}" + (f" ({name})" if name else "")
+        except (Exception, SystemExit) as failure:
+            error = failure  # the name of an except clause ends with it
+            kind = type(error).__name__
+            self.benched[i] = _said(lambda: f"{kind}: {error}", kind)
+            who = _said(lambda: f"drafter {i} ({drafter.name})", f"drafter {i}")  # type: ignore[attr-defined]
             warnings.warn(f"{who} is benched for this query: {self.benched[i]}", DrafterWarning, stacklevel=3)
             return None
+
+
+def _said(text: Callable[[], str], otherwise: str) -> str:
+    """What a drafter says of itself, if it can."""
+    try:
+        return text()
+    except Exception:
+        return otherwise
 
 
 class _Worker:
@@ -94,7 +107,8 @@ class _Worker:
         """What the thread takes its work from; it is started where there is none."""
         if self._jobs is None:
             self._jobs = SimpleQueue()
-            threading.Thread(target=self._serve, args=(self._jobs,), daemon=True).start()
+            jobs = (self._jobs,)
+            threading.Thread(target=self._serve, args=jobs, name=THREAD, daemon=True).start()
         return self._jobs
 
     def _serve(self, jobs: SimpleQueue[Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from nab.acceptance import Chain, Greedy, MultiDraft, Rule, TopK, WithoutReplacement
+from nab.acceptance import Chain, Greedy, MultiDraft, Rule, TopK, WithoutReplacement, at_least_one
 from nab.sampling import Child, Draft, scored
 from nab.types import AcceptanceRule, DepthAware, Floats, LanguageModel, Law, as_floats
 
@@ -151,19 +151,20 @@ class StaticTree:
             the second likeliest behind it. Any order.
 
     Raises:
-        ValueError: on a path twice, or one whose parent or likelier sibling is missing.
+        ValueError: on a path that is no sequence of ranks from 0 on, twice there, or whose parent or likelier
+            sibling is missing.
     """
 
     paths: tuple[tuple[int, ...], ...]
     ranks: ClassVar[bool] = True
 
     def __init__(self, paths: Iterable[Sequence[int]]) -> None:
-        ordered = sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))
+        ordered = sorted((_ranks(path) for path in paths), key=lambda path: (len(path), path))
         object.__setattr__(self, "paths", tuple(ordered))
         known = {(), *ordered}
         for path in ordered:
             before = path[:-1], (*path[:-1], path[-1] - 1) if path and path[-1] else path[:-1]
-            if not path or min(path) < 0 or not set(before) <= known:
+            if not set(before) <= known:
                 raise ValueError(f"path {path} needs {' and '.join(map(str, dict.fromkeys(before)))}")
         if len(known) <= len(ordered) or not ordered:
             raise ValueError(f"paths must be different, and one at least, got {self.paths}")
@@ -225,7 +226,7 @@ class DynamicTree:
         draft_len: levels, at least 1.
 
     Raises:
-        ValueError: naming the one that is below 1.
+        ValueError: naming the one that is no whole number from 1 on; if more than 4096 nodes grow.
     """
 
     width: int
@@ -235,8 +236,13 @@ class DynamicTree:
 
     def __post_init__(self) -> None:
         for name in ("width", "nodes", "draft_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            at_least_one(name, getattr(self, name))
+        grown = self.width + (self.draft_len - 1) * self.width**2
+        if max(grown, self.nodes) > _MOST_NODES:
+            raise ValueError(
+                f"a tree of width {self.width}, {self.draft_len} levels and {self.nodes} kept nodes grows "
+                f"{grown}: at most {_MOST_NODES} are allowed"
+            )
 
     @property
     def outline(self) -> tuple[AcceptanceRule, ...]:
@@ -272,6 +278,13 @@ class DynamicTree:
 
 _MOST_NODES = 4096
 
+
+def _ranks(path: Any) -> tuple[int, ...]:
+    if not isinstance(path, Sequence) or not path or not all(type(r) is int and r >= 0 for r in path):
+        raise ValueError(f"a path must be a sequence of ranks from 0 on, at least one, got {path!r}")
+    return tuple(path)
+
+
 NAMES = "chain, multi-draft:3x2, without-replacement:3x2, top:4x2, static:0,1,0.0,0.1 or dynamic:4x16"
 """Examples of what ``named`` takes."""
 
@@ -291,7 +304,7 @@ def named(text: str, draft_len: int, *, rng: Any = None) -> Scheme:
     Raises:
         ValueError: on another text, or a tree that is not ``draft_len`` deep.
     """
-    kind, colon, numbers = text.partition(":")
+    kind, _, numbers = text.partition(":")
     rules: dict[str, Callable[[int], Rule]] = {
         "multi-draft": MultiDraft,
         "without-replacement": lambda m: WithoutReplacement(m, rng),
@@ -301,19 +314,31 @@ def named(text: str, draft_len: int, *, rng: Any = None) -> Scheme:
         if text == "chain":
             return Levels([Chain()] * draft_len)
         if kind == "static":
-            scheme = StaticTree([[*map(int, path.split("."))] for path in numbers.split(",")])
+            scheme = StaticTree([_numbers(path, ".") for path in numbers.split(",")])
             if scheme.draft_len != draft_len:
                 raise ValueError(f"it is {scheme.draft_len} deep, not {draft_len}")
             return scheme
-        widths = [int(width) for width in numbers.split("x")] if colon else []
-        if kind == "dynamic" and len(widths) == 2:
+        if kind == "dynamic":
+            widths = _numbers(numbers, "x")
+            if len(widths) != 2:
+                raise ValueError(f"it needs a width and a number of nodes, got {len(widths)} numbers")
             return DynamicTree(widths[0], widths[1], draft_len)
-        if kind in rules and 1 <= len(widths) <= draft_len:
+        if kind in rules:
+            widths = _numbers(numbers, "x")
+            if len(widths) > draft_len:
+                raise ValueError(f"it has {len(widths)} widths for {draft_len} levels")
             widths += widths[-1:] * (draft_len - len(widths))
             return Levels(Chain() if width == 1 and kind != "top" else rules[kind](width) for width in widths)
     except ValueError as error:
         raise ValueError(f"scheme {text!r}: {error}; choose for instance {NAMES}") from None
-    raise ValueError(f"unknown scheme {text!r} of {draft_len} levels: choose for instance {NAMES}")
+    raise ValueError(f"unknown scheme {text!r}: choose for instance {NAMES}")
+
+
+def _numbers(text: str, separator: str) -> list[int]:
+    found = text.split(separator)
+    if not all(number.isdecimal() for number in found):
+        raise ValueError(f"it needs whole numbers with {separator!r} between them, got {text!r}")
+    return [int(number) for number in found]
 
 
 def _grown(
@@ -344,8 +369,7 @@ def _grown(
         laws, behind = scored(drafter, context, first, parents), len(draft.tokens)
         check_shape(laws, len(context) - first + 1, vocab)
         for node in frontier:
-            law = laws[node - frontier[0]]
-            check_law(law)
+            law = normalised(laws[node - frontier[0]])
             for token, q in children(node, law):
                 draft.tokens.append(token)
                 draft.parents.append(node)
@@ -362,10 +386,12 @@ def check_shape(laws: Law, rows: int, vocab: int) -> None:
         raise ValueError(f"its laws must have shape {(rows, vocab)}, got {tuple(laws.shape)}")
 
 
-def check_law(law: Law) -> None:
-    """Raise ValueError unless ``law``, ``(vocab,)``, is a law, or all 0.
+def normalised(law: Law) -> Law:
+    """A copy of a drafter's law ``(vocab,)`` that sums to 1, or is all 0; its memory may be used again.
 
-    Its sum may be off 1 by what adding up ``vocab`` float32 numbers can cost.
+    Raises:
+        ValueError: if it is negative, NaN or infinite somewhere, or its sum is neither 0 nor 1, up to what
+            adding up ``vocab`` float32 numbers can cost.
     """
     mass, least = float(law.sum()), float(law.min())
     if not (least >= 0 and mass < inf):
@@ -374,6 +400,7 @@ def check_law(law: Law) -> None:
         )
     if mass and abs(mass - 1) > len(law) * np.finfo(np.float32).eps:
         raise ValueError(f"its law must sum to 1, or be all 0, but sums to {mass}")
+    return law / (mass or 1.0)
 
 
 def accepted(

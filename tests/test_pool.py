@@ -1,12 +1,14 @@
 """Hostile drafters: benched with a warning that names them; the text stays exactly the target's."""
 
 import re
+import sys
 import threading
 import warnings
 from time import sleep
 
 import numpy as np
 import pytest
+import torch
 from enumeration import outcomes
 
 import nab
@@ -50,7 +52,8 @@ HOSTILE = {
     "infinite": (lambda laws: laws + np.inf, "inf"),
     "negative": (negative, "non-negative"),
     "sums to 2": (lambda laws: laws * 2, r"must sum to 1, or be all 0, but sums to (2|1\.99)"),
-    "sums to .99": (lambda laws: laws * 0.99, "must sum to 1"),
+    "sums to .9999": (lambda laws: laws * 0.9999, "must sum to 1"),
+    "exits": (lambda laws: sys.exit(3), "SystemExit: 3"),
     "a number": (lambda laws: 0.5, "Error"),
     "nothing": (lambda laws: None, "Error"),
     "no rows": (lambda laws: laws[:0], "its laws must have shape"),
@@ -183,9 +186,86 @@ def test_what_a_drafter_raises_in_its_thread_comes_through():
             decode(nab.Pool([Hostile(interrupts)], limit=limit), nab.Constant([1.0]), 0)
 
 
-@pytest.mark.parametrize("limit", [0, -1, float("nan")])
+class Reuses:
+    """Answers in the same memory every time."""
+
+    def __init__(self, table):
+        self.model, self.memory = Markov(table), np.empty((16, 3))
+
+    def score(self, tokens, start, parents=None):
+        laws = self.model.score(tokens, start, parents)
+        self.memory[: len(laws)] = laws
+        return self.memory[: len(laws)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
+def test_a_drafter_may_reuse_its_memory(scheme):
+    law = dict.fromkeys(np.ndindex(3, 3, 3), 0.0)
+
+    def run(rng):
+        return next(
+            nab.decode(
+                TARGET, [Reuses(GOOD.table)], nab.Constant([1.0]), [0], draft_len=2, rng=rng, scheme=scheme
+            )
+        ).emitted
+
+    for emitted, probability in outcomes(run):
+        for word in law:
+            if word[: len(emitted)] == emitted:
+                rest = zip(word[len(emitted) - 1 :], word[len(emitted) :], strict=False)
+                law[word] += probability * np.prod([TARGET.table[a, b] for a, b in rest])
+    for (a, b, c), mass in law.items():
+        assert mass == pytest.approx(TARGET.table[0, a] * TARGET.table[a, b] * TARGET.table[b, c], abs=1e-12)
+
+
+def test_laws_are_normalised_before_they_are_drawn_from_and_held_against_the_targets():
+    rounded = Markov(GOOD.table)
+    rounded.table[:] = GOOD.table * (1 + 2e-7)
+    draft = Levels([nab.Chain()]).propose(rounded, [0], 3, [0.5])
+    assert draft.q[0].sum() == pytest.approx(1, abs=1e-15)
+
+
+@pytest.mark.parametrize("scheme", [None, SCHEMES["drafts"]], ids=["chain", "drafts"])
+def test_laws_of_another_library_than_the_targets_are_refused(scheme):
+    with pytest.warns(nab.DrafterWarning, match="its laws must be arrays like the target's"):
+        rounds = decode([Hostile(torch.tensor)], nab.Constant([1.0]), 0, tokens=9, scheme=scheme)
+    assert [len(r.emitted) for r in rounds] == [1] * 9
+
+
+def test_a_failure_that_cannot_speak_is_benched_too():
+    class MuteError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    class Nameless(Hostile):
+        @property
+        def name(self):
+            raise RuntimeError
+
+    def mute(laws):
+        raise MuteError
+
+    with pytest.warns(nab.DrafterWarning, match="drafter 0 is benched for this query: MuteError"):
+        decode([Nameless(mute)], nab.Constant([1.0]), 0)
+
+
+def test_a_thread_that_was_given_up_ends():
+    release = threading.Event()
+    before = {t for t in threading.enumerate() if t.name == nab.pool.THREAD}
+    with pytest.warns(nab.DrafterWarning, match="not done"):
+        decode(nab.Pool([Hostile(lambda laws: release.wait())], limit=0.1), nab.Constant([1.0]), 0)
+    given_up = {t for t in threading.enumerate() if t.name == nab.pool.THREAD} - before or before
+    release.set()
+    for thread in given_up:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf"), True, "3"])
 def test_a_bad_limit_is_named(limit):
-    with pytest.raises(ValueError, match=f"limit must be a positive number of seconds or None, got {limit}"):
+    with pytest.raises(
+        ValueError, match=f"limit must be a positive number of seconds or None, got {limit!r}"
+    ):
         nab.Pool([GOOD], limit=limit)
 
 

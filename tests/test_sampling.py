@@ -67,3 +67,10 @@ def test_verify_agrees_between_numpy_and_torch(p, q, uniforms):
     tokens = [sample(q[0], uniforms[0]), sample(q[1], uniforms[1])]
     expected = verify(p, Draft.chain(tokens, q), uniforms[2:])
     assert verify(torch.tensor(p), Draft.chain(tokens, torch.tensor(q)), uniforms[2:]) == expected
+
+
+def test_a_rejection_by_rounding_changes_nothing():
+    """In float32 the largest uniform times 1 is 1: a certain token that has all mass may fail its test."""
+    p = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    last = 1 - 2**-53
+    assert verify(p, Draft([1, 0], [-1, -1], [None, None]), [last, last, last]).next_token == 1

@@ -368,6 +368,37 @@ def test_a_dynamic_tree_keeps_the_likeliest_nodes():
     assert narrow.tokens == [1, 2, 2]
 
 
+def test_a_dynamic_tree_expands_the_likeliest_nodes_of_a_level():
+    """Against a tree that grows everywhere and is then cut: by hand, level by level."""
+    table = np.random.default_rng(3).dirichlet(np.ones(4), size=4)
+    draft = DynamicTree(2, 9, 3).propose(Markov(table), [0], 4)
+    levels, found = [[((), 1.0)]], []
+    for _ in range(3):
+        grown = []
+        for path, mass in levels[-1]:
+            last = (0, *path)[-1]
+            likeliest = sorted(range(4), key=lambda x: -table[last, x])[:2]
+            grown += [((*path, x), mass * table[last, x]) for x in likeliest]
+        found += grown
+        levels.append(sorted(grown, key=lambda node: -node[1])[:2])
+    kept = {path for path, _ in sorted(found, key=lambda node: -node[1])[:9]}
+    paths = [()] * 9
+    for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+        paths[node] = (*(paths[parent] if parent >= 0 else ()), token)
+    assert set(paths) == kept
+    assert len({path[:2] for path in paths if len(path) == 3}) == 2  # of the four there are
+
+
+def test_rounds_before_the_answer_are_not_drafted_again():
+    """A model of order 2 has no law behind a single token."""
+    table = np.random.default_rng(0).dirichlet(np.ones(3), size=(3, 3))
+    model, scheme = Markov(table), DynamicTree(2, 3, 3)
+    rounds = nab.decode(
+        model, [model], nab.Selector(nab.Hedge(), 1, rng=0), [0, 1], draft_len=3, scheme=scheme, exact=True
+    )
+    assert sum(len(r.gamma) for r in nab.until(rounds, max_new_tokens=9)) == 9
+
+
 def test_a_certain_path_outlives_its_width():
     """Children as likely as their parents never push these out."""
     certain = Markov(np.eye(3)[[1, 2, 0]])
@@ -398,7 +429,16 @@ def test_levels_count_their_nodes():
         (lambda: StaticTree([]), "one at least"),
         (lambda: StaticTree([(1,)]), r"path \(1,\) needs .*\(0,\)"),
         (lambda: StaticTree([(0,), (1, 0)]), r"path \(1, 0\) needs \(1,\)"),
-        (lambda: StaticTree([(0,), (0, -1)]), r"path \(0, -1\)"),
+        (lambda: StaticTree([(0,), (0, -1)]), r"ranks from 0 on, at least one, got \(0, -1\)"),
+        (lambda: StaticTree([()]), r"ranks from 0 on, at least one, got \(\)"),
+        (lambda: StaticTree([(0.0,)]), r"ranks from 0 on, at least one, got \(0.0,\)"),
+        (lambda: StaticTree([0, 1]), "ranks from 0 on, at least one, got 0"),
+        (lambda: StaticTree("01"), "ranks from 0 on, at least one, got '0'"),
+        (lambda: DynamicTree(2.5, 4, 2), "width must be a whole number, got 2.5"),
+        (lambda: DynamicTree(2, True, 2), "nodes must be a whole number, got True"),
+        (lambda: DynamicTree(100, 8, 2), "width 100, 2 levels and 8 kept nodes grows 10100: at most 4096"),
+        (lambda: DynamicTree(2, 5000, 2), "5000 kept nodes grows 6: at most 4096"),
+        (lambda: MultiDraft(2.0), "m must be a whole number, got 2.0"),
         (lambda: DynamicTree(0, 1, 1), "width must be at least 1, got 0"),
         (lambda: DynamicTree(1, 0, 1), "nodes must be at least 1, got 0"),
         (lambda: DynamicTree(1, 1, 0), "draft_len must be at least 1, got 0"),

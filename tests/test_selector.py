@@ -308,6 +308,13 @@ def test_what_is_corrected_is_what_the_selector_inside_learns_from():
     assert returned[0] is gamma
     expected = 1 - (1 + 0.6 + 0.6 * np.array([0.1, 1])) / 3  # 1.2 is cut to 1
     np.testing.assert_allclose(inner.state[0], expected, rtol=1e-14)
+
+    inner = nab.Selector(Recorder2(), 2, objective=nab.Length(3), rng=0)
+    counts = np.repeat([[[0], [1], [1]], [[0], [2], [4]]], 2, axis=2)
+    longer = nab.selector.Corrected(inner, 3, prior=0, counts=counts)
+    longer.observe(1, lambda: (gamma, gamma))
+    length = 1 + 0.6 + 0.6 * 0.3 + 0.6 * 0.3 * 0.15  # realised is corrected too
+    np.testing.assert_allclose(inner.state[0], [1 - length / 4] * 2, rtol=1e-14)
     assert (selector.choice, selector.probs.tolist()) == (inner.choice, inner.probs.tolist())
 
 
