@@ -84,11 +84,11 @@ class MultiDraft:
 
     def probability(self, p: Law, q: Law) -> Any:
         """Return gamma in [0, 1], shape ``(...,)``."""
-        return (p - self._rest(p, q)).sum(-1).clip(0, 1)
+        return _carried(p, self._rest(p, q))
 
     def realised(self, p: Law, q: Law, token: Any) -> Any:
         """Return a(``token``) in [0, 1], shape ``(...,)``; ``p(token)`` must be positive."""
-        return 1 - _at(self._rest(p, q), token) / _at(p, token)
+        return _carried_at(p, self._rest(p, q), token)
 
     def _rest(self, p: Law, q: Law) -> Law:
         """What no draft accepts, ``p(x) (1 - a(x))``."""
@@ -138,11 +138,11 @@ class WithoutReplacement:
 
     def probability(self, p: Law, q: Law) -> Any:
         """Return an unbiased estimate of gamma in [0, 1], shape ``(...,)``."""
-        return (p - self._rest(p, q)).sum(-1).clip(0, 1)
+        return _carried(p, self._rest(p, q))
 
     def realised(self, p: Law, q: Law, token: Any) -> Any:
         """Return an unbiased estimate of a(``token``) in [0, 1], shape ``(...,)``."""
-        return 1 - _at(self._rest(p, q), token) / _at(p, token)
+        return _carried_at(p, self._rest(p, q), token)
 
     def _rest(self, p: Law, q: Law) -> Law:
         """What no draft accepts, ``p(x) (1 - a(x))`` in the mean."""
@@ -230,6 +230,16 @@ def at_least_one(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _carried(p: Law, rest: Law) -> Any:
+    """Gamma, from what no draft accepts."""
+    return (p - rest).sum(-1).clip(0, 1)
+
+
+def _carried_at(p: Law, rest: Law, token: Any) -> Any:
+    """a(token), from what no draft accepts."""
+    return 1 - _at(rest, token) / _at(p, token)
 
 
 def _integers(token: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

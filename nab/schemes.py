@@ -163,7 +163,7 @@ class StaticTree:
         object.__setattr__(self, "paths", tuple(ordered))
         known = {(), *ordered}
         for path in ordered:
-            before = path[:-1], (*path[:-1], path[-1] - 1) if path and path[-1] else path[:-1]
+            before = path[:-1], (*path[:-1], path[-1] - 1) if path[-1] else path[:-1]
             if not set(before) <= known:
                 raise ValueError(f"path {path} needs {' and '.join(map(str, dict.fromkeys(before)))}")
         if len(known) <= len(ordered) or not ordered:

@@ -61,6 +61,20 @@ CASES = {
     for models in MODELS
     if scheme != "sampled tree" or models.startswith("3")  # its enumeration grows with the sixth power
 }
+
+
+def exact_rules(scheme):
+    """Whether ``realised`` and ``gamma`` are values rather than estimates."""
+    return not any(isinstance(rule, WithoutReplacement) for rule in getattr(scheme, "rules", ()))
+
+
+# estimates have a test of their own
+EXACT_CASES = {name: case for name, case in CASES.items() if exact_rules(case[0])}
+EXACT_SCHEMES = {name: scheme for name, scheme in SCHEMES.items() if exact_rules(scheme)}
+every_exact_case = pytest.mark.parametrize(
+    ("scheme", "target", "drafter"), EXACT_CASES.values(), ids=EXACT_CASES.keys()
+)
+every_exact_scheme = pytest.mark.parametrize("scheme", EXACT_SCHEMES.values(), ids=EXACT_SCHEMES.keys())
 every_case = pytest.mark.parametrize(("scheme", "target", "drafter"), CASES.values(), ids=CASES.keys())
 
 
@@ -215,16 +229,9 @@ def scores(scheme, target, drafter, word, *, first=0, exact=True, split=None):
     return gamma, realised
 
 
-def exact_rules(scheme):
-    """Whether ``realised`` and ``gamma`` are values rather than estimates."""
-    return not any(isinstance(rule, WithoutReplacement) for rule in getattr(scheme, "rules", ()))
-
-
-@every_case
+@every_exact_case
 def test_realised_is_what_the_text_tells_of_acceptance(scheme, target, drafter):
     """Given the text, the first k tokens are accepted with probability ``prod_j realised[j, j]``."""
-    if not exact_rules(scheme):
-        pytest.skip("an estimate, tested below")
     length = scheme.draft_len
     law = continued(target, rounds(target, drafter, scheme), length)
     for word, mass in words(target, length).items():
@@ -239,10 +246,8 @@ def test_realised_is_what_the_text_tells_of_acceptance(scheme, target, drafter):
             assert found / mass == pytest.approx(reached, abs=1e-12)
 
 
-@every_case
+@every_exact_case
 def test_gamma_is_the_mean_of_realised_and_the_expected_length_is_a_rounds(scheme, target, drafter):
-    if not exact_rules(scheme):
-        pytest.skip("an estimate, tested below")
     length, expected = scheme.draft_len, 0.0
     for word, mass in words(target, length).items():
         if mass == 0:
@@ -325,12 +330,10 @@ def test_greedy_on_a_greedy_target(q, k):
         assert Greedy(k).children(q[0], ()) == TopK(k).children(q[0], ())
 
 
-@every_scheme
+@every_exact_scheme
 def test_scores_come_out_alike_in_one_piece_and_in_several(scheme):
     target, drafter = MODELS["4 tokens"]
     word = (2, 1, 3, 0, 0, 1)
-    if not exact_rules(scheme):
-        pytest.skip("estimates draw anew")
     meant = np.arange(6)[:, None] >= np.arange(scheme.draft_len)  # others are about rounds before the text
     for split in (2, 4, 6):
         for whole, parts in zip(

@@ -39,8 +39,10 @@ HEADER = {
     "device": str,
     "processor": str,
 }
-"""What a header holds at least, and of which type; ``nodes`` too where drafts branch: tokens in one, at
-most."""
+"""What a header holds at least, and of which type.
+
+Where drafts branch, also ``nodes``: tokens in one, at most.
+"""
 
 WHERE = {"query": int, "policy": str, "domain": str}
 """What every other record holds: number of the prompt, name of the policy, label of the prompt."""
