@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,85 @@ class Tree:
         return self._children.get((parent, label))
 
 
+class Slots(DynamicLayer):
+    """Keys and values of one layer in memory that is there before it is needed, and doubles when it is full.
+
+    ``keys`` and ``values`` are views of its first entries, so forgetting the last ones, and reading others
+    in their place, moves nothing.
+    """
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+        self._memory: Any = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values ``(rows, heads, entries, width)``; all that there are then."""
+        if self._memory is None:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self._memory = [_Memory(key_states, -2), _Memory(value_states, -2)]
+            self.is_initialized = True
+        pair = zip(self._memory, (key_states, value_states), strict=True)
+        self.keys, self.values = (memory.append(states) for memory, states in pair)
+        return self.keys, self.values
+
+    def truncate(self, entries: int) -> None:
+        """Keep the first ones alone."""
+        self.keys, self.values = (memory.truncate(entries) for memory in self._memory)
+
+    def move(self, found: Tensor, place: int) -> None:
+        """Put some entries, by index, behind the first ``place``; nothing comes behind them."""
+        self.keys, self.values = (memory.move(found, place) for memory in self._memory)
+
+
+class _Memory:
+    """Tensors that are appended to along an axis."""
+
+    def __init__(self, like: Tensor, axis: int) -> None:
+        self._axis = axis
+        self._whole = like.new_empty(self._sized(like, _FIRST_ENTRIES))
+        self.used = 0
+
+    def _sized(self, like: Tensor, entries: int) -> list[int]:
+        shape = list(like.shape)
+        shape[self._axis] = entries
+        return shape
+
+    @property
+    def view(self) -> Tensor:
+        """What was appended and is still there."""
+        return self._whole.narrow(self._axis, 0, self.used)
+
+    def append(self, states: Tensor) -> Tensor:
+        """The view with ``states`` at its end."""
+        entries = states.shape[self._axis]
+        end = self.used + entries
+        if end > self._whole.shape[self._axis]:
+            held = self.view
+            self._whole = states.new_empty(self._sized(states, 2 * end))
+            self.view.copy_(held)
+        self._whole.narrow(self._axis, self.used, entries).copy_(states)
+        self.used = end
+        return self.view
+
+    def truncate(self, entries: int) -> Tensor:
+        """The view of the first entries alone."""
+        self.used = entries
+        return self.view
+
+    def move(self, found: Tensor, place: int) -> Tensor:
+        """See ``Slots.move``."""
+        moved = self._whole.index_select(self._axis, found.to(self._whole.device))
+        self.used = place
+        return self.append(moved)
+
+
+_FIRST_ENTRIES = 256
+
+
 class TreeCache:
     """Keys, values and other states of the entries of one tree, that a model read last.
 
-    Reading another tree keeps the entries both share, drops or reorders the others and feeds what is
+    Reading another tree keeps the entries both share, drops or moves the others and feeds what is
     missing; so there is nothing to roll back after a verification, nor after an interrupted forward. Layers
     are full ones under sliding windows too (see docs/decisions/full-caches.md).
 
@@ -118,8 +193,7 @@ class TreeCache:
     """
 
     tree: Tree
-    keys: DynamicCache
-    states: list[Tensor]
+    keys: Cache
 
     def __init__(self, *states: Tensor) -> None:
         self._empty = states
@@ -127,7 +201,8 @@ class TreeCache:
 
     def reset(self) -> None:
         """Forget everything."""
-        self.tree, self.keys, self.states = Tree([]), DynamicCache(), list(self._empty)
+        self.tree, self.keys = Tree([]), Cache(layer_class_to_replicate=Slots)
+        self._states = [_Memory(states, 0) for states in self._empty]
 
     @contextmanager
     def reading(self, tree: Tree, most: int) -> Iterator[int]:
@@ -146,7 +221,13 @@ class TreeCache:
 
     def add(self, *states: Tensor) -> None:
         """Append the states of entries that were fed, ``(entries, ...)`` of each kind."""
-        self.states = [torch.cat(pair) for pair in zip(self.states, states, strict=True)]
+        for memory, new in zip(self._states, states, strict=True):
+            memory.append(new)
+
+    @property
+    def states(self) -> list[Tensor]:
+        """Of all entries, of each kind."""
+        return [memory.view for memory in self._states]
 
     def along(self, labels: Sequence[int]) -> list[Tensor]:
         """States of the longest prefix of a chain that was read, perhaps along a branch."""
@@ -156,18 +237,17 @@ class TreeCache:
     def _keep(self, place: int, found: list[int]) -> int:
         """Drop all entries but the first ``place`` and those ``found``; their number."""
         kept, held = place + len(found), len(self.tree)
-        if found != list(range(place, kept)):
-            order = torch.cat([torch.arange(place), torch.tensor(found)])
-            layers: list[Any] = self.keys.layers
-            for layer in layers:
-                if not layer.is_initialized:  # it shares the keys of another
-                    continue
-                layer.keys = layer.keys.index_select(-2, order.to(layer.keys.device))
-                layer.values = layer.values.index_select(-2, order.to(layer.values.device))
-            self.states = [s[order.to(s.device)] for s in self.states]
-        elif kept < held:
-            self.keys.crop(kept - held)
-            self.states = [s[:kept] for s in self.states]
+        if kept == held and found == list(range(place, kept)):
+            return kept
+        layers: list[Any] = self.keys.layers
+        held_by = [*(layer for layer in layers if layer.is_initialized), *self._states]  # others share keys
+        if found == list(range(place, kept)):
+            for each in held_by:
+                each.truncate(kept)
+        else:
+            order = torch.tensor(found)
+            for each in held_by:
+                each.move(order, place)
         return kept
 
 
