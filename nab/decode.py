@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from nab.pool import Pool
 from nab.sampling import Draft, scored, verify
 from nab.schemes import Levels, Scheme, accepted
 from nab.selector import Chooses, check_scores
-from nab.types import Floats, LanguageModel, Law
+from nab.types import Floats, LanguageModel, Law, Verified, Verifies
 
 
 class Seconds(NamedTuple):
@@ -69,7 +70,8 @@ class Evaluation:
         scheme: of verification.
         tokens: query so far, verified.
         start: first position to score.
-        p: the target's laws at ``start .. len(tokens) - 1``, in one or several arrays ``(rows, vocab)``.
+        p: the target's laws at ``start .. len(tokens) - 1``, in one or several arrays ``(rows, vocab)``, or
+            what gives them when they are needed.
         begin: first position of the answer.
         exact: score by depth at its true cost (``Scheme.by_depth``) rather than as far as one forward per
             drafter tells (``Scheme.outline``).
@@ -79,7 +81,7 @@ class Evaluation:
     scheme: Scheme
     tokens: Sequence[int]
     start: int
-    p: tuple[Law, ...]
+    p: tuple[Law | Callable[[], Law], ...]
     begin: int = 1
     exact: bool = False
 
@@ -89,20 +91,21 @@ class Evaluation:
 
     def __call__(self) -> tuple[Floats, Floats]:
         """``gamma`` and ``realised``: each ``(positions, n)``, or ``(positions, draft_len, n)`` by depth."""
-        found = [self.pool.call(i, self._scores) for i in range(len(self.pool))]
+        work = partial(self._scores, [laws() if callable(laws) else laws for laws in self.p])
+        found = [self.pool.call(i, work) for i in range(len(self.pool))]
         depths = self.scheme.draft_len if self.exact else len(self.scheme.outline)
         never = np.zeros((2, len(self.tokens) - self.start, depths))
         gamma, realised = np.stack([never if scores is None else scores for scores in found], -1)
         return (gamma, realised) if depths > 1 or self.exact else (gamma[:, 0], realised[:, 0])
 
-    def _scores(self, drafter: LanguageModel) -> Floats:
+    def _scores(self, p: Sequence[Law], drafter: LanguageModel) -> Floats:
         """Of one drafter, ``(2, positions, depths)``."""
         if self.exact:
-            scores = self.scheme.by_depth(drafter, self.tokens, self.start, self.p, self.begin)
+            scores = self.scheme.by_depth(drafter, self.tokens, self.start, p, self.begin)
         else:
             q = drafter.score(self.tokens[:-1], self.start)
             rules = self.scheme.outline
-            scores = accepted(rules, [q] * len(rules), self.p, self.tokens[self.start :])
+            scores = accepted(rules, [q] * len(rules), p, self.tokens[self.start :])
         check_scores(*scores, scores[0].shape[1])
         return np.stack(scores)
 
@@ -156,46 +159,63 @@ def decode(
         )
     rng = np.random.default_rng(rng)
     tokens = list(prompt)
+    itself = target if isinstance(target, Verifies) and scheme == Levels([Chain()] * draft_len) else None
     # drafters that read the target's features find them from the first round on
     like = target.score(tokens, len(tokens))
     while True:
         clock = [perf_counter()]
         uniforms = rng.random(2 * scheme.nodes + 1)
         start, choice, probs = len(tokens), selector.choice, selector.probs
-        work = partial(_proposed, scheme, tokens, uniforms[: scheme.nodes], like)
+        draws, tests = uniforms[: scheme.nodes], uniforms[scheme.nodes :]
+        work = partial(_proposed, scheme, tokens, draws, like, itself=itself is not None)
         draft = (pool.call(choice, work) if draft_len else None) or Draft([], [], [])
         clock.append(perf_counter())
 
-        parents = None if draft.is_chain else draft.parents
-        p = scored(target, [*tokens, *draft.tokens], start, parents)
-        try:
-            path, next_token = verify(p, draft, uniforms[scheme.nodes :])
-        except ValueError as error:
-            raise ValueError(f"target: {error}") from error
-        emitted = (*(draft.tokens[node] for node in path), next_token)
+        found = itself.verify(tokens, draft, tests) if itself else _tested(target, tokens, draft, tests)
+        if found.fault:
+            pool.bench(choice, found.fault)
+        emitted = found.emitted
         tokens.extend(emitted)
         clock.append(perf_counter())
 
-        rows = p[: len(emitted)] if parents is None else p[[0, *(node + 1 for node in path)]]
-        evaluation = Evaluation(pool, scheme, tuple(tokens), start, (rows,), len(prompt), exact)
+        evaluation = Evaluation(pool, scheme, tuple(tokens), start, (found.laws,), len(prompt), exact)
         gamma, realised = selector.observe(len(emitted), evaluation) or (None, None)
         clock.append(perf_counter())
 
-        seconds = Seconds(*np.diff(clock).tolist())
-        drafted = len(draft.tokens)
-        yield Round(start, choice, probs, drafted, len(path), emitted, gamma, realised, seconds)
+        seconds = Seconds(*(after - before for before, after in pairwise(clock)))
+        yield Round(start, choice, probs, found.drafted, len(emitted) - 1, emitted, gamma, realised, seconds)
 
 
 def _proposed(
-    scheme: Scheme, tokens: Sequence[int], uniforms: Sequence[Any], like: Law, drafter: LanguageModel
-) -> Draft:
-    """A draft whose laws are arrays like the target's."""
+    scheme: Scheme,
+    tokens: Sequence[int],
+    uniforms: Sequence[Any],
+    like: Law,
+    drafter: LanguageModel,
+    *,
+    itself: bool,
+) -> Any:
+    """A draft whose laws are arrays like the target's, which may come as the drafter ``itself`` draws it."""
+    if itself and hasattr(drafter, "draft"):
+        return drafter.draft(tokens, scheme.draft_len, like, uniforms)
     draft = scheme.propose(drafter, tokens, like.shape[-1], uniforms)
     for q in draft.q:
         kinds = [(type(law), getattr(law, "device", None)) for law in (q, like) if law is not None]
         if len(set(kinds)) > 1:
             raise ValueError(f"its laws must be arrays like the target's, {kinds[1]}, got {kinds[0]}")
     return draft
+
+
+def _tested(target: LanguageModel, tokens: Sequence[int], draft: Draft, uniforms: Sequence[Any]) -> Verified:
+    """Verify a draft by the target's laws."""
+    parents = None if draft.is_chain else draft.parents
+    p = scored(target, [*tokens, *draft.tokens], len(tokens), parents)
+    try:
+        path, next_token = verify(p, draft, uniforms)
+    except ValueError as error:
+        raise ValueError(f"target: {error}") from error
+    rows = p[: len(path) + 1] if parents is None else p[[0, *(node + 1 for node in path)]]
+    return Verified(len(draft.tokens), (*(draft.tokens[node] for node in path), next_token), lambda: rows)
 
 
 def until(

@@ -59,10 +59,15 @@ class Pool:
         except (Exception, SystemExit) as failure:
             error = failure  # the name of an except clause ends with it
             kind = type(error).__name__
-            self.benched[i] = _said(lambda: f"{kind}: {error}", kind)
-            who = _said(lambda: f"drafter {i} ({drafter.name})", f"drafter {i}")  # type: ignore[attr-defined]
-            warnings.warn(f"{who} is benched for this query: {self.benched[i]}", DrafterWarning, stacklevel=3)
+            self.bench(i, _said(lambda: f"{kind}: {error}", kind))
             return None
+
+    def bench(self, i: int, why: str) -> None:
+        """Bench drafter ``i`` for the rest of the query, with a ``DrafterWarning``."""
+        drafter: Any = self.drafters[i]
+        self.benched[i] = why
+        who = _said(lambda: f"drafter {i} ({drafter.name})", f"drafter {i}")
+        warnings.warn(f"{who} is benched for this query: {why}", DrafterWarning, stacklevel=4)
 
 
 def _said(text: Callable[[], str], otherwise: str) -> str:

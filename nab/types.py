@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -133,6 +133,54 @@ class DepthAware(LanguageModel, Protocol):
         Returns:
             ``(depths, len(tokens) - start + 1, vocab)``: row [k - 1, i - start] as a round that began at
             ``i - k + 1`` would draft it behind the tokens given; zeros where it would begin before 1.
+        """
+
+
+class Verified(NamedTuple):
+    """What came of a draft.
+
+    Args:
+        drafted: number of its tokens.
+        emitted: those accepted, and the next one.
+        laws: gives the target's at ``emitted``, ``(len(emitted), vocab)``.
+        fault: what is wrong with the drafter's laws, which are then rejected; empty if nothing.
+    """
+
+    drafted: int
+    emitted: tuple[int, ...]
+    laws: Callable[[], Law]
+    fault: str = ""
+
+
+@runtime_checkable
+class Drafts(LanguageModel, Protocol):
+    """A drafter that draws chains by itself, where its laws are."""
+
+    def draft(self, tokens: Sequence[int], levels: int, like: Law, uniforms: Sequence[float]) -> Any:
+        """What the target's ``verify`` takes: at most ``levels`` tokens behind ``tokens``.
+
+        Args:
+            tokens: the text so far.
+            levels: at least 1.
+            like: some laws of the target, ``(rows, vocab)``.
+            uniforms: ``levels`` of them; the k-th token is drawn with the k-th.
+
+        Raises:
+            ValueError: if its laws are not like the target's.
+        """
+
+
+@runtime_checkable
+class Verifies(LanguageModel, Protocol):
+    """A target that verifies chains by itself, where its laws are."""
+
+    def verify(self, tokens: Sequence[int], draft: Any, uniforms: Sequence[float]) -> Verified:
+        """``nab.sampling.verify`` of a chain: an ``nab.sampling.Draft``, or what ``Drafts.draft`` returned.
+
+        Args:
+            tokens: the text so far.
+            draft: the chain.
+            uniforms: one tests each token, in order; the last draws the next one.
         """
 
 

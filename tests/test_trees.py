@@ -46,9 +46,13 @@ def assert_exact(model, tokens, start, parents, atol=1e-10):
 
 def fed(model):
     """Numbers of entries that ``model`` is fed from now on, forward by forward."""
-    counts = []
-    embeddings = model.model.get_input_embeddings()
-    embeddings.register_forward_pre_hook(lambda _, ids: counts.append(ids[0].shape[-1]))
+    counts, read = [], model._read
+
+    def counted(ids, *rest):
+        counts.append(ids.shape[-1])
+        return read(ids, *rest)
+
+    model._read = counted
     return counts
 
 
@@ -163,13 +167,13 @@ def test_the_checks_reject_windows_that_are_one_off(monkeypatch):
         assert_exact(model, tokens, 30, parents, atol=1e-6)
 
 
-def test_an_interrupted_tree_leaves_a_clean_cache(monkeypatch):
-    model = CausalLM(tiny.llama())
+@every_architecture
+def test_an_interrupted_tree_leaves_a_clean_cache(make, monkeypatch):
+    model = CausalLM(make())
     model.keep([1])
     model.logits([1, 2, 3, 4, 4], 1, [-1, -1])
     with monkeypatch.context() as patch:
-        layer = model.model.model.layers[2]
-        patch.setattr(layer, "forward", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(model._cache.keys, "update", tiny.interrupted(model._cache.keys.update, layer=2))
         with pytest.raises(KeyboardInterrupt):
             model.logits([1, 2, 3, 4, 4, 5], 6, [-1, -1, 1])
     assert len(model.hidden([1, 2, 3], [1])) == 0
@@ -208,8 +212,9 @@ def test_models_that_take_no_mask_are_refused():
     bloom.logits([1, 2, 3], 1)
     with pytest.raises(ValueError, match="b cannot score trees: BloomForCausalLM"):
         bloom.logits([1, 2, 3, 3], 1, [-1, -1])
-    flash = CausalLM(tiny.llama())
-    flash.model.config._attn_implementation = "flash_attention_2"
+    model = tiny.llama()
+    model.config._attn_implementation = "flash_attention_2"
+    flash = CausalLM(model)
     with pytest.raises(ValueError, match="flash_attention_2"):
         flash.logits([1, 2, 3, 3], 1, [-1, -1])
 

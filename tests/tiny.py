@@ -123,6 +123,17 @@ def perturbed(model, amount, seed=1):
     return drafter
 
 
+def interrupted(update, layer):
+    """A cache's ``update`` that Ctrl-C meets in a layer."""
+
+    def stops(keys, values, index, *rest):
+        if index == layer:
+            raise KeyboardInterrupt
+        return update(keys, values, index, *rest)
+
+    return stops
+
+
 def tokenizer(missing=0):
     """One token per byte; ``missing`` of them have another meaning, which makes another vocabulary."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class Tree:
         return self._children.get((parent, label))
 
 
-class Slots(DynamicLayer):
+class Slots(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer in memory that is there before it is needed, and doubles when it is full.
 
     ``keys`` and ``values`` are views of its first entries, so forgetting the last ones, and reading others
@@ -114,7 +115,7 @@ class Slots(DynamicLayer):
     """
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._memory: Any = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -257,8 +258,48 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
 
 
+class Bands:
+    """Masks of chains behind others, of which those of few entries are made once.
+
+    Args:
+        like: of the device and dtype wanted.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._tables: dict[int | None, Tensor] = {}
+
+    def __call__(self, rows: range, window: int | None) -> Tensor | None:
+        """Additive mask ``(len(rows), rows.stop)`` of some entries of a chain; None where none is needed.
+
+        Args:
+            rows: the entries that look, consecutive.
+            window: they see no further than ``window - 1`` entries back.
+        """
+        if (len(rows) == 1 or rows.start == 0) and (window is None or rows.stop <= window):
+            return None
+        if len(rows) > _BAND:
+            return self._band(len(rows), rows.start, window)
+        table = self._tables.get(window)
+        past = -1 if table is None else table.shape[1] - _BAND
+        if table is None or rows.start > past:
+            past = max(2 * rows.start, 1024)
+            table = self._tables[window] = self._band(_BAND, past, window)
+        return table[: len(rows), past - rows.start : past + len(rows)]
+
+    def _band(self, rows: int, past: int, window: int | None) -> Tensor:
+        behind = torch.arange(rows)[:, None] - torch.arange(-past, rows)
+        visible = (behind >= 0) & (behind < (window or inf))
+        return additive(visible, self._like.dtype)[0, 0].to(self._like.device)
+
+
+_BAND = 64
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Number of leading tokens that two sequences share."""
     n = min(len(a), len(b))
     a, b = list(a[:n]), list(b[:n])
+    if a == b:
+        return n
     return bisect_left(range(1, n + 1), True, key=lambda k: a[:k] != b[:k])

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRotaryEmbedding
 
 from nab.backends import int8
@@ -84,7 +85,7 @@ class Eagle3(nn.Module):
         return features
 
     def forward(
-        self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: DynamicCache
+        self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: Cache
     ) -> Tensor:
         """See ``heads.FeatureModel``; own features are before the final norm."""
         rows, cached = ids.shape[1], cache.get_seq_length()
@@ -128,7 +129,7 @@ class Layer(nn.Module):
         features: Tensor,
         rotation: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cache: DynamicCache,
+        cache: Cache,
     ) -> Tensor:
         """``(1, rows, width)`` embeddings and features to own features."""
         normed = self.hidden_norm(features)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedModel
+from transformers.cache_utils import Cache
 
 from nab.backends.cache import Tree, TreeCache, additive
 from nab.backends.torch import CausalLM, Warper
@@ -75,7 +76,7 @@ class FeatureModel(Protocol):
         """Features ``(..., width)`` from the target's hidden states ``(..., layers, target's width)``."""
 
     def forward(
-        self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: DynamicCache
+        self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: Cache
     ) -> Tensor:
         """Own features ``(1, rows, width)`` of some entries, whose keys and values ``cache`` gets.
 
@@ -169,7 +170,7 @@ class HeadModel(nn.Module):
         return fused
 
     def forward(
-        self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: DynamicCache
+        self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: Cache
     ) -> Tensor:
         """See ``FeatureModel``; here for any batch."""
         own: Tensor = self.block(

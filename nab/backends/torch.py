@@ -6,19 +6,23 @@ The engine knows nothing about text: token ids in, laws out. Each model owns a K
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from transformers import PreTrainedModel
 
-from nab.backends.cache import Tree, TreeCache, additive
-from nab.sampling import by_path, placed
-from nab.types import LanguageModel
+from nab.backends import rows
+from nab.backends.cache import Bands, Tree, TreeCache, additive
+from nab.backends.decoder import Decoder, Matrix, hooked
+from nab.backends.rows import UNKNOWN, Drafted
+from nab.sampling import Draft, by_path, placed
+from nab.types import LanguageModel, Verified
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Warper:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1)
-        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        if self.temperature != 1:
+            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             threshold = logits.topk(self.top_k, -1).values[..., -1:]
             logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -92,10 +97,16 @@ class CausalLM:
             )
         self.model = model
         self.model.train(False)
+        self.device = model.device  # which transformers looks for anew each time
         self.warper = warper or Warper()
         self.name = name
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         self._layers: list[int] = []
+        self._decoder = _decoder(model)
+        if self._decoder is not None:
+            self._embedding: Tensor = model.model.embed_tokens.weight
+            self._head = Matrix(model.lm_head.weight, model.lm_head.bias)
+            self._bands = Bands(self._embedding)
         self.reset()
 
     def keep(self, layers: Iterable[int]) -> None:
@@ -123,7 +134,7 @@ class CausalLM:
     def reset(self) -> None:
         """Forget all cached tokens."""
         width = self.model.config.get_text_config().hidden_size
-        empty = torch.empty(0, width, device=self.model.device, dtype=self.model.dtype)
+        empty = torch.empty(0, width, device=self.device, dtype=self.model.dtype)
         self._cache = TreeCache(*[empty] * len(self._layers))
 
     @torch.inference_mode()
@@ -137,21 +148,12 @@ class CausalLM:
         if not 1 <= start <= len(tokens):
             raise ValueError(f"start must lie in [1, {len(tokens)}], got {start}")
         tree = Tree(list(tokens), placed(tokens, parents or ()))
-        if self.context is not None and tree.depth > self.context:
-            raise ValueError(f"{tree.depth} tokens do not fit the context of {self.name}: {self.context}")
+        self._check_fits(tree.depth)
         with self._cache.reading(tree, start - 1) as kept:
-            output = self.model(
-                input_ids=torch.tensor([tokens[kept:]], device=self.model.device),
-                past_key_values=self._cache.keys,
-                use_cache=True,
-                logits_to_keep=len(tokens) - start + 1,
-                output_hidden_states=bool(self._layers),
-                **self._layout(tree, range(kept, len(tree))),
-            )
-            self._cache.add(*(output.hidden_states[layer][0] for layer in self._layers))
-        logits: Tensor = output.logits[0]
+            ids = torch.tensor([tokens[kept:]], device=self.device)
+            logits = self._read(ids, tree, kept, len(tokens) - start + 1)[0]
         if not logits.max() < torch.inf:
-            raise ValueError(f"{self.name} returned logits that are NaN or infinite")
+            raise ValueError(f"{self.name} returned logits that are {_NAN}")
         return logits
 
     def score(self, tokens: Sequence[int], start: int, parents: Sequence[int] | None = None) -> Tensor:
@@ -166,19 +168,143 @@ class CausalLM:
         """
         return self.warper(self.logits(tokens, start, parents))
 
-    def _layout(self, tree: Tree, rows: range) -> dict[str, Any]:
-        """Mask and position ids of some entries, as the model takes them; a chain needs none."""
-        if len(tree) == tree.trunk:
+    @torch.inference_mode()
+    def draft(self, tokens: Sequence[int], levels: int, like: Tensor, uniforms: Sequence[float]) -> Drafted:
+        """A chain of ``levels`` tokens behind ``tokens``, drawn where the model is: nothing waits for it.
+
+        Args:
+            tokens: the text so far.
+            levels: at least 1.
+            like: some laws of the target.
+            uniforms: as many as levels.
+
+        Raises:
+            ValueError: if the text and the chain do not fit the context, or the target has another vocabulary
+                or is elsewhere.
+        """
+        self._check_fits(len(tokens) + levels - 1)
+        drawn, u = list[Any](), self._uniforms(uniforms[:levels], like)
+        with self._cache.reading(Tree(list(tokens)), len(tokens) - 1) as kept:
+            fed, read = torch.tensor([tokens[kept:]], device=self.device), kept
+            for level in range(levels):
+                logits = self._read(fed, None, read, 1)
+                read += fed.shape[1]
+                drawn.append(self._drawn(logits, u[level]))
+                fed = drawn[-1][0]
+
+        own, wanted = ((laws.shape[-1], laws.device) for laws in (logits, like))
+        if own != wanted:
+            raise ValueError(f"its laws must be like the target's, {wanted}, got {own}")
+
+        def tell(drafted: Sequence[int]) -> None:
+            self._cache.tree = Tree([*tokens, *drafted[: levels - 1]])
+
+        tell([UNKNOWN] * levels)
+        ids, q, tops = (None if each[0] is None else torch.cat(each, 1) for each in zip(*drawn, strict=True))
+        assert ids is not None
+        return Drafted(ids, q, tops, tell)
+
+    def _uniforms(self, values: Sequence[float], like: Tensor) -> Sequence[Any] | Tensor:
+        """What ``_drawn`` takes; at temperature 0 it does not look at them."""
+        return values if self.warper.temperature == 0 else rows.uniforms(values, like)[:, None, None]
+
+    def _drawn(self, logits: Tensor, u: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Token, law and top logit of ``(1, 1, vocab)`` logits; see ``Drafted``."""
+        if self.warper.temperature == 0:
+            top, best = logits.max(-1)
+            return best, None, top
+        law = self.warper(logits)
+        return rows.draw(law[0], u), law, None
+
+    @torch.inference_mode()
+    def verify(self, tokens: Sequence[int], draft: Draft | Drafted, uniforms: Sequence[float]) -> Verified:
+        """Accept a part of a chain and add one token: ``nab.sampling.verify``, with one wait for the device.
+
+        At temperature 0 nothing but the likeliest tokens is computed.
+
+        Args:
+            tokens: the text so far.
+            draft: a chain; its laws, if it has any, are like this model's.
+            uniforms: one tests each token, the last draws the next one.
+
+        Raises:
+            ValueError: if the text and the chain do not fit the context, or the model returns NaN.
+        """
+        if isinstance(draft, Draft):
+            draft = self._on_device(draft)
+        start, drafted = len(tokens), draft.ids.shape[1]
+        self._check_fits(start + drafted)
+        with self._cache.reading(Tree(list(tokens)), start - 1) as kept:
+            known = torch.tensor([tokens[kept:]], device=self.device)
+            logits = self._read(torch.cat([known, draft.ids], 1), None, kept, drafted + 1)
+        p = None if self.warper.temperature == 0 else self.warper(logits)
+        found = _agreed(draft, logits) if p is None else _tested(draft, p, uniforms)
+        if not found.sound:
+            self.reset()
+            raise ValueError(f"{self.name} returned logits that are {_NAN}")
+        self._cache.tree = Tree([*tokens, *found.drafted])
+        draft.tell(found.drafted)
+
+        def laws() -> Tensor:
+            return (self.warper(logits) if p is None else p)[0, : found.accepted + 1]
+
+        fault = "" if found.drafter_sound else f"its laws are {_NAN}"
+        return Verified(drafted, (*found.drafted[: found.accepted], found.token), laws, fault)
+
+    def _on_device(self, draft: Draft) -> Drafted:
+        """A chain that the host knows."""
+        ids = torch.tensor([draft.tokens], dtype=torch.long, device=self.device)
+        laws = [q for q in draft.q if q is not None]
+        if self.warper.temperature == 0 or not laws:
+            return Drafted(ids)
+        certain = one_hot(ids[0], len(laws[0])).to(laws[0].dtype)
+        rows_ = [own if q is None else q for q, own in zip(draft.q, certain, strict=True)]
+        return Drafted(ids, torch.stack(rows_)[None])
+
+    def _check_fits(self, length: int) -> None:
+        if self.context is not None and length > self.context:
+            raise ValueError(f"{length} tokens do not fit the context of {self.name}: {self.context}")
+
+    def _read(self, ids: Tensor, tree: Tree | None, first: int, last: int) -> Tensor:
+        """Feed ``ids`` ``(1, entries)`` behind the ``first`` entries: a chain, or entries of a tree.
+
+        Returns:
+            Logits of the last ones, ``(1, last, vocab)``.
+        """
+        entries = range(first, first + ids.shape[1])
+        if self._decoder is None:
+            output = self.model(
+                input_ids=ids,
+                past_key_values=self._cache.keys,
+                use_cache=True,
+                logits_to_keep=last,
+                output_hidden_states=bool(self._layers),
+                **self._layout(tree, entries),
+            )
+            states, logits = output.hidden_states, cast(Tensor, output.logits)
+        else:
+            positions: range | Tensor = entries
+            mask: Callable[[int | None], Tensor | None] = partial(self._bands, entries)
+            if tree is not None and len(tree) > tree.trunk:
+                positions, mask = tree.positions(entries).to(ids.device), partial(self._mask, tree, entries)
+            masks = {window: mask(window) for window in self._decoder.windows}
+            states = self._decoder(self._embedding[ids], self._cache.keys, positions, masks)
+            logits = self._head(states[-1][:, -last:])
+        self._cache.add(*(states[layer][0] for layer in self._layers))
+        return logits
+
+    def _layout(self, tree: Tree | None, rows: range) -> dict[str, Any]:
+        """Mask and position ids of some entries, as transformers takes them; a chain needs none."""
+        if tree is None or len(tree) == tree.trunk:
             return {}
-        device, dtype = self.model.device, self.model.dtype
-        masks = {
-            kind: additive(tree.visible(rows, window), dtype).to(device)
-            for kind, window in self._windows.items()
-        }
+        masks = {kind: self._mask(tree, rows, window) for kind, window in self._windows.items()}
         return {
             "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
-            "position_ids": tree.positions(rows)[None].to(device),
+            "position_ids": tree.positions(rows)[None].to(self.device),
         }
+
+    def _mask(self, tree: Tree, rows: range, window: int | None) -> Tensor:
+        return additive(tree.visible(rows, window), self.model.dtype).to(self.device)
 
     @cached_property
     def _windows(self) -> dict[str, int | None]:
@@ -236,6 +362,56 @@ class Lifted:
         if self.warper == Warper():
             return law
         return self.warper(law.log()).masked_fill(law.sum(-1, keepdim=True) == 0, 0)
+
+
+_NAN = "NaN or infinite"
+
+
+class _Found(NamedTuple):
+    """Drafted tokens, how many of them are accepted, the next one, and whether the laws are numbers."""
+
+    drafted: list[int]
+    accepted: int
+    token: int
+    sound: bool
+    drafter_sound: bool
+
+
+def _agreed(draft: Drafted, logits: Tensor) -> _Found:
+    """At temperature 0: accepted as far as the target's likeliest tokens, from ``(1, levels + 1, vocab)``."""
+    top, best = logits.max(-1)
+    tops = [top] if draft.tops is None else [top, draft.tops]
+    levels, host = draft.ids.shape[1], torch.cat([draft.ids, best, torch.cat(tops, 1) < torch.inf], 1)
+    told = host.tolist()[0]
+    drafted, likeliest, sound = told[:levels], told[levels : 2 * levels + 1], told[2 * levels + 1 :]
+    pairs = zip(drafted, likeliest, strict=False)
+    accepted = next((k for k, (token, wanted) in enumerate(pairs) if token != wanted), levels)
+    return _Found(drafted, accepted, likeliest[accepted], all(sound[: levels + 1]), all(sound[levels + 1 :]))
+
+
+def _tested(draft: Drafted, p: Tensor, uniforms: Sequence[float]) -> _Found:
+    """As ``nab.sampling.verify``, from laws ``(1, levels + 1, vocab)``; a law is NaN all over or nowhere."""
+    ids = draft.ids
+    q = one_hot(ids, p.shape[-1]).to(p.dtype) if draft.q is None else draft.q
+    u = rows.uniforms([*uniforms[: ids.shape[1]], uniforms[-1]], p)
+    accepted, token, carried = rows.verify(p, ids, q, u[None])
+    sound = torch.cat([p[:, :, 0], carried], 1) < torch.inf
+    told = torch.cat([ids, accepted, token, sound], 1).tolist()[0]
+    levels = ids.shape[1]
+    flags = told[levels + 2 :]
+    target, drafter = all(flags[: levels + 1]), all(flags[levels + 1 :])
+    return _Found(told[:levels], told[levels], told[levels + 1], target, drafter)
+
+
+def _decoder(model: Any) -> Decoder | None:
+    """That of a causal language model whose head does nothing but multiply."""
+    head = getattr(model, "lm_head", None)
+    if type(model).__name__ not in _FAMILY or type(head) is not nn.Linear or "forward" in vars(model):
+        return None
+    return None if hooked([model, head]) else Decoder.of(model.model)
+
+
+_FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 def early_exit(model: PreTrainedModel, layers: int) -> PreTrainedModel:

@@ -1,0 +1,73 @@
+"""Drawing and verifying where the laws are: many rows at once, no waiting for the device.
+
+The same decisions as ``nab.sampling``, against which these are tested, from the same uniforms; but uniforms
+within a rounding error of 1 are lowered, so that no token behind all mass is drawn: a law changes by at most
+``torch.finfo(dtype).eps``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+UNKNOWN = -1
+"""Stands for a token that the device has drawn and the host has not seen yet."""
+
+
+class Drafted(NamedTuple):
+    """Chains of tokens that the device has drawn, one a row.
+
+    Args:
+        ids: ``(rows, levels)``.
+        q: the laws they were drawn from, ``(rows, levels, vocab)``; None where they were certain.
+        tops: the largest logits of certain ones, ``(rows, levels)``.
+        tell: to be called with the tokens of the only row, once they are known.
+    """
+
+    ids: Tensor
+    q: Tensor | None = None
+    tops: Tensor | None = None
+    tell: Callable[[Sequence[int]], None] = lambda drafted: None
+
+
+def uniforms(values: Sequence[float], like: Tensor) -> Tensor:
+    """On the device and in the dtype of ``like``, below 1."""
+    return torch.tensor(values, dtype=like.dtype).clamp_(max=1 - torch.finfo(like.dtype).eps).to(like.device)
+
+
+def draw(law: Tensor, u: Tensor) -> Tensor:
+    """``nab.sampling.sample`` by rows: masses ``(rows, vocab)``, ``uniforms`` ``(rows, 1)`` to ``(rows, 1)``.
+
+    A law that is NaN gives some token.
+    """
+    cdf = law.cumsum(-1)
+    return torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp_(max=law.shape[-1] - 1)
+
+
+def verify(p: Tensor, ids: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``nab.sampling.verify`` of chains by rows.
+
+    Args:
+        p: the target's laws, ``(rows, levels + 1, vocab)``.
+        ids: drafted tokens, ``(rows, levels)``.
+        q: the laws they were drawn from, ``(rows, levels, vocab)``; a token whose law is NaN is rejected.
+        u: ``uniforms`` ``(rows, levels + 1)``; one tests each token, the last draws the next one.
+
+    Returns:
+        Number of accepted tokens and next token, each ``(rows, 1)``; the probabilities that the drafter gave
+        its tokens, ``(rows, levels)``.
+    """
+    levels, at = ids.shape[1], ids[..., None]
+    carried = q.gather(-1, at)[..., 0]
+    passed = u[:, :levels] * carried < p[:, :levels].gather(-1, at)[..., 0]
+    accepted = passed.long().cumprod(-1).sum(-1, keepdim=True)
+    row = accepted[..., None].expand(-1, -1, p.shape[-1])
+    law = p.gather(1, row)[:, 0]
+    if levels:
+        rest = (law - q.gather(1, row.clamp(max=levels - 1))[:, 0]).clamp_(0)
+        left = (accepted < levels) & (rest.sum(-1, keepdim=True) > 0)  # not so where the law is NaN
+        law = torch.where(left, rest, law)
+    return accepted, draw(law, u[:, levels:]), carried
