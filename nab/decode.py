@@ -16,7 +16,7 @@ from nab.pool import Pool
 from nab.sampling import Draft, scored, verify
 from nab.schemes import Levels, Scheme, accepted
 from nab.selector import Chooses, check_scores
-from nab.types import Floats, LanguageModel, Law, Verified, Verifies
+from nab.types import Accepts, Floats, LanguageModel, Law, Verified, Verifies, as_floats
 
 
 class Seconds(NamedTuple):
@@ -91,23 +91,34 @@ class Evaluation:
 
     def __call__(self) -> tuple[Floats, Floats]:
         """``gamma`` and ``realised``: each ``(positions, n)``, or ``(positions, draft_len, n)`` by depth."""
-        work = partial(self._scores, [laws() if callable(laws) else laws for laws in self.p])
-        found = [self.pool.call(i, work) for i in range(len(self.pool))]
+        p = [laws() if callable(laws) else laws for laws in self.p]
         depths = self.scheme.draft_len if self.exact else len(self.scheme.outline)
-        never = np.zeros((2, len(self.tokens) - self.start, depths))
-        gamma, realised = np.stack([never if scores is None else scores for scores in found], -1)
+        scores = np.zeros((2, len(self.tokens) - self.start, depths, len(self.pool)))
+        chain = not self.exact and self.scheme.outline == (Chain(),)
+        together = self.pool.together(partial(self._accepted, p)) if chain else {}
+        for i in range(len(self.pool)):
+            found = self.pool.call(i, partial(self._scores, p, together.get(i)))
+            if found is not None:
+                scores[..., i] = found
+        gamma, realised = scores
         return (gamma, realised) if depths > 1 or self.exact else (gamma[:, 0], realised[:, 0])
 
-    def _scores(self, p: Sequence[Law], drafter: LanguageModel) -> Floats:
-        """Of one drafter, ``(2, positions, depths)``."""
-        if self.exact:
-            scores = self.scheme.by_depth(drafter, self.tokens, self.start, p, self.begin)
+    def _accepted(self, p: Sequence[Law], stack: Accepts) -> Floats:
+        """Of drafters that score chains by themselves, ``(2, positions, drafters)``."""
+        return as_floats(stack.acceptance(self.tokens, self.start, p))
+
+    def _scores(self, p: Sequence[Law], known: Floats | None, drafter: LanguageModel) -> Floats:
+        """Of one drafter, ``(2, positions, depths)``; they may be known."""
+        if known is not None:
+            gamma, realised = known[..., None]
+        elif self.exact:
+            gamma, realised = self.scheme.by_depth(drafter, self.tokens, self.start, p, self.begin)
         else:
             q = drafter.score(self.tokens[:-1], self.start)
             rules = self.scheme.outline
-            scores = accepted(rules, [q] * len(rules), p, self.tokens[self.start :])
-        check_scores(*scores, scores[0].shape[1])
-        return np.stack(scores)
+            gamma, realised = accepted(rules, [q] * len(rules), p, self.tokens[self.start :])
+        check_scores(gamma, realised, gamma.shape[1])
+        return np.stack([gamma, realised])
 
 
 def decode(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
-from nab.types import LanguageModel
+from nab.types import Accepts, Floats, LanguageModel
 
 T = TypeVar("T")
 
@@ -62,6 +62,28 @@ class Pool:
             self.bench(i, _said(lambda: f"{kind}: {error}", kind))
             return None
 
+    def together(self, work: Callable[[Accepts], Floats]) -> dict[int, Floats]:
+        """What drafters that score chains by themselves make of ``work``, by index.
+
+        Those of a stack are asked together. Nobody is benched here: where ``work`` fails, its drafters are
+        left out, and who is to blame is seen when they are asked one by one.
+        """
+        stacks: dict[int, tuple[Any, list[int]]] = {}
+        for i, drafter in enumerate(self.drafters):
+            stack = getattr(drafter, "stack", None) or drafter
+            if hasattr(stack, "acceptance") and i not in self.benched:
+                stacks.setdefault(id(stack), (stack, []))[1].append(i)
+        found: dict[int, Floats] = {}
+        for stack, members in stacks.values():
+            limit = self.limit and self.limit * len(members)
+            try:
+                scores = work(stack) if limit is None else _WORKER.run(work, stack, limit)
+                all_members = getattr(stack, "members", [stack])
+                found |= {i: scores[..., all_members.index(self.drafters[i])] for i in members}
+            except (Exception, SystemExit):
+                continue
+        return found
+
     def bench(self, i: int, why: str) -> None:
         """Bench drafter ``i`` for the rest of the query, with a ``DrafterWarning``."""
         drafter: Any = self.drafters[i]
@@ -85,7 +107,7 @@ class _Worker:
         self._jobs: SimpleQueue[Any] | None = None
         self._hanging: dict[int, LanguageModel] = {}
 
-    def run(self, work: Callable[[LanguageModel], T], drafter: LanguageModel, limit: float) -> T:
+    def run(self, work: Callable[[Any], T], drafter: Any, limit: float) -> T:
         """The result of ``work(drafter)``.
 
         Raises:

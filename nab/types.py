@@ -184,6 +184,19 @@ class Verifies(LanguageModel, Protocol):
         """
 
 
+class Accepts(Protocol):
+    """One drafter, or several in one, that scores chains of verified tokens by itself."""
+
+    def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Law]) -> Any:
+        """Gamma and realised of ``nab.Chain``, ``(2, positions, drafters)``.
+
+        Args:
+            tokens: the text, verified.
+            start: first position to score; the last one is that of the last token.
+            p: the target's laws at these positions, in one or several arrays ``(rows, vocab)``.
+        """
+
+
 Evaluate = Callable[[], tuple[Floats, Floats]]
 """Asks for ``gamma`` and ``realised`` of the positions verified since last asked.
 

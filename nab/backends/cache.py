@@ -122,7 +122,7 @@ class Slots(DynamicLayer):  # type: ignore[no-untyped-call]
         """Append keys and values ``(rows, heads, entries, width)``; all that there are then."""
         if self._memory is None:
             self.dtype, self.device = key_states.dtype, key_states.device
-            self._memory = [_Memory(key_states, -2), _Memory(value_states, -2)]
+            self._memory = [Memory(key_states, -2), Memory(value_states, -2)]
             self.is_initialized = True
         pair = zip(self._memory, (key_states, value_states), strict=True)
         self.keys, self.values = (memory.append(states) for memory, states in pair)
@@ -137,7 +137,7 @@ class Slots(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = (memory.move(found, place) for memory in self._memory)
 
 
-class _Memory:
+class Memory:
     """Tensors that are appended to along an axis."""
 
     def __init__(self, like: Tensor, axis: int) -> None:
@@ -203,7 +203,7 @@ class TreeCache:
     def reset(self) -> None:
         """Forget everything."""
         self.tree, self.keys = Tree([]), Cache(layer_class_to_replicate=Slots)
-        self._states = [_Memory(states, 0) for states in self._empty]
+        self._states = [Memory(states, 0) for states in self._empty]
 
     @contextmanager
     def reading(self, tree: Tree, most: int) -> Iterator[int]:
@@ -229,6 +229,23 @@ class TreeCache:
     def states(self) -> list[Tensor]:
         """Of all entries, of each kind."""
         return [memory.view for memory in self._states]
+
+    def adopt(self, tree: Tree, keys: Cache, row: int, *states: Tensor) -> None:
+        """Hold what a row of another cache holds of a chain instead of all that is held.
+
+        Args:
+            tree: the chain.
+            keys: of at least as many entries, of the same layers.
+            row: of it.
+            states: of the entries, ``(entries, ...)`` of each kind.
+        """
+        self.reset()
+        layers: list[Any] = keys.layers
+        for number, layer in enumerate(layers):
+            pair = (each[row : row + 1, :, : len(tree)] for each in (layer.keys, layer.values))
+            self.keys.update(*pair, number)
+        self.add(*states)
+        self.tree = tree
 
     def along(self, labels: Sequence[int]) -> list[Tensor]:
         """States of the longest prefix of a chain that was read, perhaps along a branch."""

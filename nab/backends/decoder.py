@@ -7,7 +7,7 @@ most of the time that a small model takes. Other models are read by transformers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -232,44 +232,98 @@ def hooked(modules: Iterable[nn.Module]) -> bool:
     return not all(str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
 
 
-def stacked(decoders: Sequence[Decoder]) -> Decoder:
-    """Several decoders of the same shape as one, whose rows are theirs in turn.
+class Parts(NamedTuple):
+    """A drafter taken apart.
 
-    Raises:
-        ValueError: if they differ in more than the values of their weights.
+    Args:
+        entry: matrices and tensors from tokens to the first layer, ``(...)``.
+        decoder: its layers.
+        head: from hidden states to logits.
+        vocabulary: ids that logits are over, ``(draft vocab,)``; None is the target's.
     """
-    first = decoders[0]
-    for other in decoders[1:]:
-        if _outline(other) != _outline(first):
-            raise ValueError("decoders of different shapes cannot be stacked")
-    layers = [_stack(*each) for each in zip(*(decoder.layers for decoder in decoders), strict=True)]
-    return Decoder(layers, _stack(*(decoder.norm for decoder in decoders)), first.angles, first.shape)
+
+    entry: tuple[Matrix | Tensor, ...]
+    decoder: Decoder
+    head: Matrix
+    vocabulary: Tensor | None = None
 
 
-def _outline(decoder: Decoder) -> Any:
-    """All that decoders need to have in common to be stacked."""
-    layers = [[_form(getattr(layer, field.name)) for field in fields(layer)] for layer in decoder.layers]
-    return layers, _form(decoder.norm), decoder.shape, decoder.angles(range(1, 3), 3).tolist()
-
-
-def _form(part: Any) -> Any:
+def form(part: Any) -> Any:
+    """What parts must have in common to be stacked: all but the values of their weights."""
     if isinstance(part, Tensor):
-        return part.shape, part.dtype, part.device
-    return tuple(map(_form, part)) if isinstance(part, tuple) else part
+        return tuple(part.shape), part.dtype, part.device
+    if isinstance(part, Angles):
+        return part(range(1, 3), 3).tolist()
+    if isinstance(part, Decoder | Layer):
+        return [form(getattr(part, field.name)) for field in fields(part)]
+    return [form(each) for each in part] if isinstance(part, tuple | list) else part
 
 
-def _stack(*parts: Any) -> Any:
-    """The same part of several decoders as one."""
-    if isinstance(parts[0], Layer):
-        names = [field.name for field in fields(Layer)]
-        return Layer(*(_stack(*(getattr(part, name) for part in parts)) for name in names))
-    if isinstance(parts[0], Tensor):
-        return torch.stack(parts)
-    if isinstance(parts[0], Norm):
-        return Norm(torch.stack([part.scale for part in parts]), parts[0].eps, len(parts))
-    if isinstance(parts[0], Matrix):
-        return Matrix(*(_stack(*each) for each in zip(*parts, strict=True)))
-    return parts[0]
+def stack(*parts: Any) -> Any:
+    """The same part of several members as one, whose rows are theirs in turn.
+
+    Args:
+        parts: of the same ``form``.
+    """
+    return _stack(parts, {})
+
+
+def _stack(parts: Sequence[Any], made: dict[Any, Tensor]) -> Any:
+    """See ``stack``; tensors that are one (an embedding and a head may be) stay one."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        which = tuple((part.data_ptr(), part.shape) for part in parts)
+        if which not in made:
+            made[which] = torch.stack(list(parts))
+        return made[which]
+    if isinstance(first, Norm):
+        return Norm(_stack([part.scale for part in parts], made), first.eps, len(parts))
+    if isinstance(first, Decoder | Layer):
+        names = [field.name for field in fields(first)]
+        return type(first)(*(_stack([getattr(part, name) for part in parts], made) for name in names))
+    if isinstance(first, tuple | list) and not all(isinstance(each, int) for each in first):
+        together = [_stack(each, made) for each in zip(*parts, strict=True)]
+        return type(first)(*together) if hasattr(first, "_fields") else type(first)(together)
+    return first
+
+
+def member(whole: Any, i: int) -> Any:
+    """Inverse of ``stack``: the i-th member's part, a view."""
+    if isinstance(whole, Tensor):
+        return whole[i]
+    if isinstance(whole, Norm):
+        return Norm(whole.scale[i], whole.eps)
+    if isinstance(whole, Decoder | Layer):
+        return type(whole)(*(member(getattr(whole, field.name), i) for field in fields(whole)))
+    if isinstance(whole, tuple | list) and not all(isinstance(each, int) for each in whole):
+        alone = [member(each, i) for each in whole]
+        return type(whole)(*alone) if hasattr(whole, "_fields") else type(whole)(alone)
+    return whole
+
+
+def tensors(part: Any) -> Iterator[Tensor]:
+    """All of a part, in an order that depends on its ``form`` alone."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, Decoder | Layer):
+        for field in fields(part):
+            yield from tensors(getattr(part, field.name))
+    elif isinstance(part, tuple | list):
+        for each in part:
+            yield from tensors(each)
+
+
+def share(module: nn.Module, before: Any, now: Any) -> None:
+    """Make parameters that are views of a part's tensors views of those that replace them."""
+    places = {
+        old.untyped_storage().data_ptr(): (old, new)
+        for old, new in zip(tensors(before), tensors(now), strict=True)
+    }
+    for weight in (*module.parameters(), *module.buffers()):
+        if (pair := places.get(weight.untyped_storage().data_ptr())) is not None:
+            old, new = pair
+            at = new.storage_offset() + weight.storage_offset() - old.storage_offset()
+            weight.data = new.as_strided(weight.shape, weight.stride(), at)
 
 
 def _layer(layer: Any, shape: tuple[int, int, int], window: Window) -> Layer:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,13 @@ from torch.nn.functional import rms_norm
 from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from nab.backends.cache import Tree, TreeCache, additive
+from nab.backends.cache import Bands, Tree, TreeCache, additive
+from nab.backends.decoder import Decoder, Matrix, Parts, share
 from nab.backends.torch import CausalLM, Warper
 from nab.sampling import placed
+
+if TYPE_CHECKING:
+    from nab.backends.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class HeadModel(nn.Module):
     output: Tensor
     tokens: Tensor
     skips_first = False
+    decoder: Decoder | None = None
+    """What reads for it once it is trained."""
 
     def __init__(self, shape: Shape, target: PreTrainedModel, tokens: Tensor) -> None:
         super().__init__()
@@ -157,6 +163,12 @@ class HeadModel(nn.Module):
         output = ends.get_output_embeddings().weight.detach()[tokens].clone()
         self.register_buffer("output", output, persistent=False)
 
+    def settle(self) -> HeadModel:
+        """Train no more: reading gets faster."""
+        self.requires_grad_(False)
+        self.decoder, self._bands = Decoder.of(self.block), Bands(self.output)
+        return self
+
     def inputs(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Of the block: ``(..., width)`` from ids ``(...)`` and fused or own features ``(..., width)``."""
         width = (features.shape[-1],)
@@ -173,6 +185,11 @@ class HeadModel(nn.Module):
         self, ids: Tensor, features: Tensor, *, positions: Tensor, mask: Tensor | None, cache: Cache
     ) -> Tensor:
         """See ``FeatureModel``; here for any batch."""
+        if self.decoder is not None:
+            cached = cache.get_seq_length()
+            chain = self._bands(range(cached, cached + ids.shape[1]), None)
+            seen: dict[int | None, Tensor | None] = {None: chain if mask is None else mask}
+            return self.decoder(self.inputs(ids, features), cache, positions[0], seen)[-1]
         own: Tensor = self.block(
             inputs_embeds=self.inputs(ids, features),
             attention_mask=mask,
@@ -238,6 +255,8 @@ class Head:
         self.target = target
         self.warper = warper
         self.name = name
+        self.stack: Stack | None = None
+        self.keeps = True  # a stack keeps its own features
         self.context: int | None = target.context
         target.keep(model.layers)
         self.reset()
@@ -245,6 +264,8 @@ class Head:
     @torch.inference_mode()
     def reset(self) -> None:
         """Forget all cached tokens."""
+        if self.stack is not None:
+            self.stack.reset()
         self._cache = TreeCache(self.model.fused(self.target.hidden([], self.model.layers)))
 
     @torch.inference_mode()
@@ -300,12 +321,46 @@ class Head:
         whole[[depth for depth, _ in rows], [i - start for _, i in rows]] = laws
         return whole
 
+    @property
+    def parts(self) -> Parts | None:
+        """For a stack, where it is known how to take the model apart."""
+        model = self.model
+        if not isinstance(model, HeadModel) or model.decoder is None:
+            return None
+        fuse = [Matrix(part.weight, None) for part in [model.fuse] if isinstance(part, nn.Linear)]
+        entry = Matrix(model.mix.weight, None), *fuse
+        return Parts(entry, model.decoder, Matrix(model.output, None), model.tokens.long())
+
+    def rebuild(self, parts: Parts) -> None:
+        """Go on with other weights of the same form."""
+        model = cast(HeadModel, self.model)
+        share(model, self.parts, parts)
+        model.decoder = parts.decoder
+
+    def enter(self, entry: tuple[Any, ...], tokens: Sequence[int], of: range) -> Tensor:
+        """What the layers read of some tokens, ``(members, tokens, width)``, from stacked entry weights."""
+        model, (mix, *fuse) = cast(HeadModel, self.model), entry
+        hidden = self.target.hidden(tokens, model.layers, max(of.start - 1, 0))[: len(of) - (of.start == 0)]
+        width, members = (model.width,), len(mix.weight)
+        features = rms_norm(hidden, width).flatten(-2).expand(members, -1, -1)
+        for each in fuse:
+            features = each(features)
+        if of.start == 0:
+            features = torch.cat([features.new_zeros(members, 1, model.width), features], 1)
+        known = rms_norm(
+            model.embedding[torch.tensor(tokens[of.start : of.stop], device=hidden.device)], width
+        )
+        found: Tensor = mix(torch.cat([known.expand(members, -1, -1), rms_norm(features, width)], -1))
+        return found
+
     def _check(self, tokens: Sequence[int], start: int) -> None:
         if not 1 <= start <= len(tokens):
             raise ValueError(f"start must lie in [1, {len(tokens)}], got {start}")
 
     def _laws(self, tokens: Sequence[int], parents: Sequence[int], behind: Sequence[int]) -> Tensor:
         """Processed laws behind some tokens, ``(len(behind), vocab)``; zeros where there is no entry."""
+        if self.stack is not None:
+            self.stack.lend(self, self._cache, tokens)
         skipped = int(self.model.skips_first)
         hung = [parent - skipped for parent in placed(tokens, parents)]
         chain = len(tokens) - len(parents)
@@ -397,4 +452,4 @@ def build(weights: Mapping[str, Tensor], shape: Shape, target: PreTrainedModel) 
         model.load_state_dict(dict(weights))
     except RuntimeError as error:
         raise ValueError(f"the weights fit no head for this target: {error}") from None
-    return model.requires_grad_(False)
+    return model.settle()

@@ -71,3 +71,37 @@ def verify(p: Tensor, ids: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor
         left = (accepted < levels) & (rest.sum(-1, keepdim=True) > 0)  # not so where the law is NaN
         law = torch.where(left, rest, law)
     return accepted, draw(law, u[:, levels:]), carried
+
+
+def acceptance(
+    p: Sequence[Tensor], q: Tensor, tokens: Sequence[int], vocabulary: Tensor | None = None
+) -> Tensor:
+    """``nab.Chain`` for many drafters at once: gamma and realised, ``(2, positions, drafters)``.
+
+    Args:
+        p: the target's laws, in one or several tensors ``(rows, vocab)``.
+        q: the drafters', ``(drafters, positions, draft vocab)``; where they are certain, their tokens,
+            ``(drafters, positions)`` integers.
+        tokens: verified, ``(positions,)``, of positive probability.
+        vocabulary: ids that ``q`` is over, ``(drafters, draft vocab)``; None is the target's.
+
+    Raises:
+        ValueError: if ``q`` is not of the positions that ``p`` is of, or not of its vocabulary.
+    """
+    whole = p[0] if len(p) == 1 else torch.cat(list(p))
+    ids = torch.tensor(tokens, device=whole.device)
+    if q.shape[1] != len(whole) or (
+        q.is_floating_point() and vocabulary is None and q.shape[2] != whole.shape[1]
+    ):
+        raise ValueError(f"laws must have shape {tuple(whole.shape)}, got {tuple(q.shape[1:])}")
+    own = whole.gather(-1, ids[:, None])
+    if not q.is_floating_point():
+        return torch.stack([whole.gather(-1, q.T), (ids[:, None] == q.T).to(whole.dtype)])
+    if vocabulary is None:
+        among = whole
+        drafted = q.gather(-1, ids[None, :, None].expand(len(q), -1, -1))[..., 0].T
+    else:
+        among = whole[:, vocabulary].transpose(0, 1)
+        drafted = torch.where(vocabulary[:, None] == ids[:, None], q, 0).sum(-1).T
+    gamma = torch.minimum(among, q).sum(-1).clamp_(max=1).T
+    return torch.stack([gamma, torch.minimum(drafted, own) / own])

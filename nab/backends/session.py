@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nab.acceptance import Chain
 from nab.backends import pool
 from nab.backends.heads import Head
 from nab.backends.pretrained import Pretrained
+from nab.backends.stack import stacked
 from nab.backends.torch import CausalLM, Warper
 from nab.decode import Round
 from nab.measure import Query
@@ -75,6 +77,8 @@ class Session:
         self.model = CausalLM(self.target.model, self.warper, name=self.target.name)
         own = Warper() if self.scheme is not None and self.scheme.ranks else self.warper
         self.drafters = pool.build(self.drafter_names, self.target, self.model, own)
+        if not self.exact and (self.scheme is None or self.scheme.outline == (Chain(),)):
+            stacked(list(self.drafters.values()))
 
     @property
     def names(self) -> list[str]:

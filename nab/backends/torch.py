@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,13 @@ from transformers import PreTrainedModel
 
 from nab.backends import rows
 from nab.backends.cache import Bands, Tree, TreeCache, additive
-from nab.backends.decoder import Decoder, Matrix, hooked
+from nab.backends.decoder import Decoder, Matrix, Parts, hooked, share
 from nab.backends.rows import UNKNOWN, Drafted
 from nab.sampling import Draft, by_path, placed
 from nab.types import LanguageModel, Verified
+
+if TYPE_CHECKING:
+    from nab.backends.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,18 @@ class Warper:
             law = law / law.sum(-1, keepdim=True)
         return law
 
+    def drafted(self, logits: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+        """What ``rows.acceptance`` takes: laws, or at temperature 0 the tokens that are certain.
+
+        Args:
+            logits: ``(drafters, positions, draft vocab)``.
+            vocabulary: ids that they are over, ``(drafters, draft vocab)``; None is the target's.
+        """
+        if self.temperature:
+            return self(logits)
+        best = logits.argmax(-1)
+        return best if vocabulary is None else vocabulary.gather(-1, best)
+
 
 class CausalLM:
     """A transformers causal language model as a ``LanguageModel`` on its own device and dtype.
@@ -100,11 +115,13 @@ class CausalLM:
         self.device = model.device  # which transformers looks for anew each time
         self.warper = warper or Warper()
         self.name = name
+        self.stack: Stack | None = None
+        self.keeps = False  # a stack need not keep its hidden states
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         self._layers: list[int] = []
         self._decoder = _decoder(model)
         if self._decoder is not None:
-            self._embedding: Tensor = model.model.embed_tokens.weight
+            self._embedding: Any = model.model.embed_tokens.weight
             self._head = Matrix(model.lm_head.weight, model.lm_head.bias)
             self._bands = Bands(self._embedding)
         self.reset()
@@ -123,16 +140,18 @@ class CausalLM:
                 self._layers.append(layer)
         self.reset()
 
-    def hidden(self, tokens: Sequence[int], layers: Sequence[int]) -> Tensor:
+    def hidden(self, tokens: Sequence[int], layers: Sequence[int], first: int = 0) -> Tensor:
         """Kept states of the longest prefix of ``tokens`` that was read, ``(read, len(layers), width)``.
 
-        It may have been read along a branch of a tree.
+        It may have been read along a branch of a tree. Without those of the ``first`` tokens.
         """
         states = dict(zip(self._layers, self._cache.along(tokens), strict=True))
-        return torch.stack([states[layer] for layer in layers], 1)
+        return torch.stack([states[layer][first:] for layer in layers], 1)
 
     def reset(self) -> None:
         """Forget all cached tokens."""
+        if self.stack is not None:
+            self.stack.reset()
         width = self.model.config.get_text_config().hidden_size
         empty = torch.empty(0, width, device=self.device, dtype=self.model.dtype)
         self._cache = TreeCache(*[empty] * len(self._layers))
@@ -147,6 +166,7 @@ class CausalLM:
         """
         if not 1 <= start <= len(tokens):
             raise ValueError(f"start must lie in [1, {len(tokens)}], got {start}")
+        self._borrow(tokens)
         tree = Tree(list(tokens), placed(tokens, parents or ()))
         self._check_fits(tree.depth)
         with self._cache.reading(tree, start - 1) as kept:
@@ -183,6 +203,7 @@ class CausalLM:
                 or is elsewhere.
         """
         self._check_fits(len(tokens) + levels - 1)
+        self._borrow(tokens)
         drawn, u = list[Any](), self._uniforms(uniforms[:levels], like)
         with self._cache.reading(Tree(list(tokens)), len(tokens) - 1) as kept:
             fed, read = torch.tensor([tokens[kept:]], device=self.device), kept
@@ -293,6 +314,44 @@ class CausalLM:
         self._cache.add(*(states[layer][0] for layer in self._layers))
         return logits
 
+    @torch.inference_mode()
+    def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Tensor]) -> Tensor:
+        """Gamma and realised of ``nab.Chain`` at verified tokens, ``(2, positions, 1)``.
+
+        Args:
+            tokens: the text so far.
+            start: first position scored; the last one is that of the last token.
+            p: the target's laws there, in one or several tensors ``(rows, vocab)``.
+        """
+        self._borrow(tokens)
+        tree = Tree(list(tokens[:-1]))
+        with self._cache.reading(tree, start - 1) as kept:
+            ids = torch.tensor([tokens[kept:-1]], device=self.device)
+            logits = self._read(ids, None, kept, len(tokens) - start)
+        return rows.acceptance(p, self.warper.drafted(logits), tokens[start:])
+
+    def _borrow(self, tokens: Sequence[int]) -> None:
+        """Take over what a stack has read of a text."""
+        if self.stack is not None:
+            self.stack.lend(self, self._cache, tokens)
+
+    @property
+    def parts(self) -> Parts | None:
+        """For a stack, where it is known how to take the model apart."""
+        if self._decoder is None or self._layers:
+            return None
+        return Parts((self._embedding,), self._decoder, self._head)
+
+    def rebuild(self, parts: Parts) -> None:
+        """Go on with other weights of the same form."""
+        share(self.model, self.parts, parts)
+        self._embedding, self._decoder, self._head = parts.entry[0], parts.decoder, parts.head
+
+    def enter(self, entry: tuple[Any, ...], tokens: Sequence[int], of: range) -> Tensor:
+        """What the layers read of some tokens, ``(members, tokens, width)``, from stacked entry weights."""
+        found: Tensor = entry[0][:, torch.tensor(tokens[of.start : of.stop], device=self.device)]
+        return found
+
     def _layout(self, tree: Tree | None, rows: range) -> dict[str, Any]:
         """Mask and position ids of some entries, as transformers takes them; a chain needs none."""
         if tree is None or len(tree) == tree.trunk:
@@ -356,12 +415,16 @@ class Lifted:
                 somewhere.
         """
         parts = by_path(self.model.score, tokens, start, parents or ())
-        law = torch.cat([torch.as_tensor(part) for part in parts]).to(self.device, self.dtype)
+        law: Tensor = torch.cat([torch.as_tensor(part) for part in parts]).to(self.device, self.dtype)
         if not (law.min() >= 0 and law.max() < torch.inf):
             raise ValueError(f"{self.name} returned a law that is negative, NaN or infinite somewhere")
         if self.warper == Warper():
             return law
         return self.warper(law.log()).masked_fill(law.sum(-1, keepdim=True) == 0, 0)
+
+    def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Tensor]) -> Tensor:
+        """See ``CausalLM.acceptance``."""
+        return rows.acceptance(p, self.score(tokens[:-1], start)[None], tokens[start:])
 
 
 _NAN = "NaN or infinite"

@@ -1,0 +1,91 @@
+"""Drafters of the same shape as one: their weights are stacked, and one forward scores all of them.
+
+A stack keeps keys and values of the verified tokens for all its members. A member drafts by itself, as it
+does alone, and takes over from the stack what it has not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from nab.backends import rows
+from nab.backends.cache import Bands, Memory, Slots, Tree, TreeCache, common_prefix
+from nab.backends.decoder import Parts, form, member, stack
+from nab.types import LanguageModel
+
+
+class Stack:
+    """Drafters that are scored in one forward.
+
+    Args:
+        members: two at least, whose ``parts`` have the same form; their weights become views of the stack's.
+    """
+
+    def __init__(self, members: Sequence[Any]) -> None:
+        self.members = members
+        self._first = members[0]
+        self._parts: Parts = stack(*(each.parts for each in members))
+        for i, each in enumerate(members):
+            each.rebuild(member(self._parts, i))
+            each.stack = self
+        self._bands = Bands(self._parts.head.weight)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all cached tokens."""
+        self._tokens: list[int] = []
+        self._keys = Cache(layer_class_to_replicate=Slots)
+        self._hidden: list[Memory] = []  # one where members keep their hidden states
+
+    @torch.inference_mode()
+    def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Tensor]) -> Tensor:
+        """Gamma and realised of ``nab.Chain`` at verified tokens, ``(2, positions, members)``.
+
+        Args:
+            tokens: the text so far.
+            start: first position scored; the last one is that of the last token.
+            p: the target's laws there, in one or several tensors ``(rows, vocab)``.
+        """
+        kept = min(common_prefix(self._tokens, tokens), start - 1)
+        layers: list[Any] = self._keys.layers
+        for each in (*layers, *self._hidden):
+            each.truncate(kept)
+        entries, self._tokens = range(kept, len(tokens) - 1), []
+        x = self._first.enter(self._parts.entry, tokens, entries)
+        masks = {window: self._bands(entries, window) for window in self._parts.decoder.windows}
+        hidden = self._parts.decoder(x, self._keys, entries, masks)[-1]
+        if self._first.keeps and not self._hidden:
+            self._hidden = [Memory(hidden, -2)]
+        for memory in self._hidden:
+            memory.append(hidden)
+        self._tokens = list(tokens[:-1])
+        logits, vocabulary = self._parts.head(hidden[:, start - 1 - kept :]), self._parts.vocabulary
+        return rows.acceptance(p, self._first.warper.drafted(logits, vocabulary), tokens[start:], vocabulary)
+
+    @torch.inference_mode()
+    def lend(self, member: Any, cache: TreeCache, tokens: Sequence[int]) -> None:
+        """Let a member's cache hold what the stack has read of a text, if that is more than it holds."""
+        read = common_prefix(self._tokens, tokens)
+        place, found = cache.tree.find(Tree(list(tokens[:read])), read)
+        if place + len(found) < read:
+            row = self.members.index(member)
+            states = [memory.view[row, :read] for memory in self._hidden]
+            cache.adopt(Tree(list(tokens[:read])), self._keys, row, *states)
+
+
+def stacked(drafters: Sequence[LanguageModel]) -> list[Stack]:
+    """Stack those that have the same form, in groups of two at least; the others stay alone."""
+    groups: list[tuple[Any, list[Any]]] = []
+    for each in drafters:
+        parts = getattr(each, "parts", None)
+        if parts is not None:
+            kind = type(each), getattr(each, "warper", None), form(parts)
+            if not any(known == kind for known, _ in groups):
+                groups.append((kind, []))
+            next(members for known, members in groups if known == kind).append(each)
+    return [Stack(members) for _, members in groups if len(members) > 1]
