@@ -6,10 +6,12 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_heads import head_model
 
 import nab
 from nab import sampling
-from nab.backends import rows
+from nab.backends import heads, rows
+from nab.backends.heads import Head
 from nab.backends.torch import CausalLM, Warper
 
 sixteenths = st.integers(0, 16)
@@ -96,6 +98,20 @@ def test_answers_are_those_of_the_plain_loop(make, warper):
         decoded(target, list(map(Plainly, drafters))),  # the host's drafts, verified by the target itself
     ):
         assert_same(found, plain)
+
+
+@pytest.mark.parametrize("warper", [Warper(0), Warper(), Warper(0.6, top_k=20, top_p=0.9)], ids=str)
+def test_answers_with_heads_are_those_of_the_plain_loop(warper):
+    """Heads draft from their own features; text and heads are of few tokens, so that some are accepted."""
+    model = tiny.llama()
+    target = CausalLM(model, warper)
+    models = [head_model(model, draft_vocab=250, seed=seed) for seed in (0, 1)]
+    weights = [dict(each.state_dict()) for each in models]
+    built = [heads.build(each, models[0].shape, model) for each in weights]
+    drafters = [Head(each, target, warper) for each in built]
+    found = decoded(target, drafters, 200)
+    assert sum(r.accepted for r in found) > 0
+    assert_same(found, decoded(target, list(map(Plainly, drafters)), 200))
 
 
 def test_that_check_can_fail(monkeypatch):

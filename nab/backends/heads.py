@@ -17,7 +17,8 @@ from transformers.cache_utils import Cache
 
 from nab.backends.cache import Bands, Tree, TreeCache, additive
 from nab.backends.decoder import Decoder, Matrix, Parts, share
-from nab.backends.torch import CausalLM, Warper
+from nab.backends.rows import UNKNOWN, Drafted
+from nab.backends.torch import CausalLM, Warper, chain
 from nab.sampling import placed
 
 if TYPE_CHECKING:
@@ -283,6 +284,35 @@ class Head:
         return self._laws(tokens, parents or (), range(start - 1, len(tokens)))
 
     @torch.inference_mode()
+    def draft(self, tokens: Sequence[int], levels: int, like: Tensor, uniforms: Sequence[float]) -> Drafted:
+        """A chain of ``levels`` tokens behind ``tokens``; see ``CausalLM.draft``."""
+        self._entries(tokens, ())
+        labels, own = list(self._cache.tree.labels), self._cache.states[0][None, -1:]
+        if not labels:  # nothing to draft from behind a first token that has no entry
+            return Drafted(torch.empty(1, 0, dtype=torch.long, device=like.device))
+
+        def read(ids: Tensor) -> Tensor:
+            cache, states = self._cache.keys, self._cache.states[0]
+            at = states.new_tensor([[len(states)]], dtype=torch.long)
+            own = self.model.forward(ids, states[None, -1:], positions=at, mask=None, cache=cache)
+            self._cache.add(own[0])
+            return self.model.logits(own)
+
+        def tell(told: Sequence[int]) -> None:
+            self._cache.tree = Tree([*labels, *(~token for token in told[: levels - 1])])
+
+        try:
+            first, vocabulary = self.model.logits(own), self.model.tokens.long()
+            drafted = chain(
+                self.warper, first, read, like=like, uniforms=uniforms[:levels], vocabulary=vocabulary
+            )
+        except BaseException:  # an interrupted forward leaves keys and states at different lengths
+            self._cache.reset()
+            raise
+        tell([UNKNOWN] * levels)
+        return drafted._replace(tell=tell)
+
+    @torch.inference_mode()
     def score_by_depth(self, tokens: Sequence[int], start: int, depths: int) -> Tensor:
         """What the head would have drafted at each depth of a round, had it drafted these very tokens.
 
@@ -359,14 +389,7 @@ class Head:
 
     def _laws(self, tokens: Sequence[int], parents: Sequence[int], behind: Sequence[int]) -> Tensor:
         """Processed laws behind some tokens, ``(len(behind), vocab)``; zeros where there is no entry."""
-        if self.stack is not None:
-            self.stack.lend(self, self._cache, tokens)
-        skipped = int(self.model.skips_first)
-        hung = [parent - skipped for parent in placed(tokens, parents)]
-        chain = len(tokens) - len(parents)
-        hidden = self.target.hidden(tokens[:chain], self.model.layers)
-        levels = _by_level(tokens[skipped:], hung, min(chain, len(hidden) + 1) - skipped)
-        self._read(levels, hidden)
+        skipped, levels = int(self.model.skips_first), self._entries(tokens, parents)
         own = self._cache.states[0][[levels.places[at - skipped] for at in behind if at >= skipped]]
         logits = self.model.logits(own)
         if not (logits < torch.inf).all():
@@ -376,8 +399,14 @@ class Head:
         whole[len(behind) - len(law) :, self.model.tokens] = law
         return whole
 
-    def _read(self, levels: _Levels, hidden: Tensor) -> None:
-        """Bring the cache to a tree; the target's ``hidden`` states are of the chain."""
+    def _entries(self, tokens: Sequence[int], parents: Sequence[int]) -> _Levels:
+        """Bring the cache to a chain and its nodes, and nothing more."""
+        if self.stack is not None:
+            self.stack.lend(self, self._cache, tokens)
+        skipped, length = int(self.model.skips_first), len(tokens) - len(parents)
+        hung = [parent - skipped for parent in placed(tokens, parents)]
+        hidden = self.target.hidden(tokens[:length], self.model.layers)
+        levels = _by_level(tokens[skipped:], hung, min(length, len(hidden) + 1) - skipped)
         tree = levels.tree
         with self._cache.reading(tree, len(tree)) as kept:
             for begin, end in pairwise([0, *levels.ends]):
@@ -385,6 +414,7 @@ class Head:
                 if rows:
                     true = rows.start < levels.ends[0]
                     self._feed(tree, rows, self._given(hidden, rows) if true else self._drafted(tree, rows))
+        return levels
 
     def _given(self, hidden: Tensor, rows: range) -> Tensor:
         """Features of some entries: the target's, of the tokens before; zeros before the first token."""
@@ -447,9 +477,10 @@ def build(weights: Mapping[str, Tensor], shape: Shape, target: PreTrainedModel) 
     Raises:
         ValueError: naming the tensors that are missing, left over or misshapen.
     """
-    model = HeadModel(shape, target, weights["tokens"])
+    tokens = weights["tokens"].sort().values  # so that draws are those from laws over all tokens
+    model = HeadModel(shape, target, tokens)
     try:
-        model.load_state_dict(dict(weights))
+        model.load_state_dict({**weights, "tokens": tokens})
     except RuntimeError as error:
         raise ValueError(f"the weights fit no head for this target: {error}") from None
     return model.settle()

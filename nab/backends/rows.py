@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-UNKNOWN = -1
-"""Stands for a token that the device has drawn and the host has not seen yet."""
+UNKNOWN = -(1 << 60)
+"""Stands for a token that the device has drawn and the host has not seen yet; so does its complement."""
 
 
 class Drafted(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -204,38 +205,23 @@ class CausalLM:
         """
         self._check_fits(len(tokens) + levels - 1)
         self._borrow(tokens)
-        drawn, u = list[Any](), self._uniforms(uniforms[:levels], like)
         with self._cache.reading(Tree(list(tokens)), len(tokens) - 1) as kept:
-            fed, read = torch.tensor([tokens[kept:]], device=self.device), kept
-            for level in range(levels):
-                logits = self._read(fed, None, read, 1)
-                read += fed.shape[1]
-                drawn.append(self._drawn(logits, u[level]))
-                fed = drawn[-1][0]
+            known = torch.tensor([tokens[kept:]], device=self.device)
+            first = self._read(known, None, kept, 1)
+            reached = count(len(tokens))
+            drafted = chain(
+                self.warper,
+                first,
+                lambda ids: self._read(ids, None, next(reached), 1),
+                like=like,
+                uniforms=uniforms[:levels],
+            )
 
-        own, wanted = ((laws.shape[-1], laws.device) for laws in (logits, like))
-        if own != wanted:
-            raise ValueError(f"its laws must be like the target's, {wanted}, got {own}")
-
-        def tell(drafted: Sequence[int]) -> None:
-            self._cache.tree = Tree([*tokens, *drafted[: levels - 1]])
+        def tell(told: Sequence[int]) -> None:
+            self._cache.tree = Tree([*tokens, *told[: levels - 1]])
 
         tell([UNKNOWN] * levels)
-        ids, q, tops = (None if each[0] is None else torch.cat(each, 1) for each in zip(*drawn, strict=True))
-        assert ids is not None
-        return Drafted(ids, q, tops, tell)
-
-    def _uniforms(self, values: Sequence[float], like: Tensor) -> Sequence[Any] | Tensor:
-        """What ``_drawn`` takes; at temperature 0 it does not look at them."""
-        return values if self.warper.temperature == 0 else rows.uniforms(values, like)[:, None, None]
-
-    def _drawn(self, logits: Tensor, u: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Token, law and top logit of ``(1, 1, vocab)`` logits; see ``Drafted``."""
-        if self.warper.temperature == 0:
-            top, best = logits.max(-1)
-            return best, None, top
-        law = self.warper(logits)
-        return rows.draw(law[0], u), law, None
+        return drafted._replace(tell=tell)
 
     @torch.inference_mode()
     def verify(self, tokens: Sequence[int], draft: Draft | Drafted, uniforms: Sequence[float]) -> Verified:
@@ -428,6 +414,50 @@ class Lifted:
 
 
 _NAN = "NaN or infinite"
+
+
+def chain(
+    warper: Warper,
+    logits: Tensor,
+    read: Callable[[Tensor], Tensor],
+    *,
+    like: Tensor,
+    uniforms: Sequence[float],
+    vocabulary: Tensor | None = None,
+) -> Drafted:
+    """Tokens drawn one behind the other; nothing waits for them.
+
+    Args:
+        warper: makes laws of logits.
+        logits: of the first token, ``(1, 1, draft vocab)``.
+        read: gives those behind one more token ``(1, 1)``.
+        like: some laws of the target.
+        uniforms: one a token.
+        vocabulary: ids that logits are over, ``(draft vocab,)``; None is the target's.
+
+    Raises:
+        ValueError: if the target's laws are over other tokens, or elsewhere.
+    """
+    own, wanted = ((laws.shape[-1], laws.device) for laws in (logits, like))
+    if own != wanted and (vocabulary is None or own[1] != wanted[1]):
+        raise ValueError(f"its laws must be like the target's, {wanted}, got {own}")
+    greedy = warper.temperature == 0
+    ids, laws, tops = list[Tensor](), list[Tensor](), list[Tensor]()
+    u = rows.uniforms([] if greedy else uniforms, like)[:, None, None]
+    for level in range(len(uniforms)):
+        if level:
+            logits = read(ids[-1])
+        if greedy:
+            top, best = logits.max(-1)
+            tops.append(top)
+        else:
+            law = warper(logits)
+            best = rows.draw(law[0], u[level])
+            whole = law.new_zeros(1, 1, like.shape[-1])
+            laws.append(law if vocabulary is None else whole.index_copy_(-1, vocabulary, law))
+        ids.append(best if vocabulary is None else vocabulary[best])
+    q, largest = (torch.cat(each, 1) if each else None for each in (laws, tops))
+    return Drafted(torch.cat(ids, 1), q, largest)
 
 
 class _Found(NamedTuple):
