@@ -19,7 +19,9 @@ A stopped run prints what it has, and goes on with the same command.
 """
 
 import argparse
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -51,7 +53,9 @@ from timing import Cells, Forwards, clock_cost, figures, machine, measured, quar
 
 from nab import prompts
 from nab.backends import pool, pretrained
+from nab.backends.heads import Head
 from nab.backends.torch import CausalLM, Warper, early_exit
+from nab.pool import DrafterWarning
 
 DRAFT_LEN = 5
 LEVELS = (0.0, 0.05, 0.15)
@@ -129,11 +133,14 @@ def default_scene(temperature: float, dtype: torch.dtype, new_tokens: int) -> tu
     return loaded, Scene(loaded.model, drafters, prompt, new_tokens, DRAFT_LEN, temperature)
 
 
-def of_pool(loaded: Any, scene: Scene, names: list[str], policy: str) -> Run:
-    """Shipped drafters of the default target under a policy."""
+def of_pool(loaded: Any, scene: Scene, clock: Forwards, names: list[str], policy: str) -> Run:
+    """Shipped drafters of the default target under a policy; forwards of those that have any are watched."""
     warper = Warper(scene.temperature)
     target = CausalLM(scene.target, warper)
     drafters = [*pool.build(names, loaded, target, warper).values()]
+    for drafter in drafters:
+        if isinstance(drafter, CausalLM | Head):
+            clock.watch("drafters", drafter.model)
     return decoding(target, drafters, POLICIES[policy], scene)
 
 
@@ -142,7 +149,7 @@ def peers_default(temperature: float, dtype: torch.dtype, new_tokens: int) -> Be
     loaded, scene = default_scene(temperature, dtype, new_tokens)
     clock = watching(scene)
     runs = {name: decoder(scene) for name, decoder in decoders().items()}
-    runs["nab constant, head"] = of_pool(loaded, scene, ["generalist"], "constant")
+    runs["nab constant, head"] = of_pool(loaded, scene, clock, ["generalist"], "constant")
     return Bench(runs, "plain", clock)
 
 
@@ -153,10 +160,10 @@ def evaluation_default(temperature: float, dtype: torch.dtype, new_tokens: int) 
     clock.watch("target", scene.target)
     whole = pool.default(loaded)
     heads = [name for name in whole if name != "lookup" and not name.startswith("ngram")]
-    runs = {"plain": plain(scene), "constant": of_pool(loaded, scene, ["generalist"], "constant")}
+    runs = {"plain": plain(scene), "constant": of_pool(loaded, scene, clock, ["generalist"], "constant")}
     for policy in LEARNING:
         for names in (heads, whole):
-            runs[f"{policy}, n = {len(names)}"] = of_pool(loaded, scene, names, policy)
+            runs[f"{policy}, n = {len(names)}"] = of_pool(loaded, scene, clock, names, policy)
     return Bench(runs, "constant", clock)
 
 
@@ -179,6 +186,12 @@ def kept(bench: Bench, label: str, only: list[str]) -> Bench:
     """Those runs whose ``label/name`` fits one of the patterns."""
     fitting = {n: r for n, r in bench.runs.items() if any(fnmatch(f"{label}/{n}", p) for p in only)}
     return bench._replace(runs=fitting)
+
+
+def may_fit(label: str, only: list[str]) -> bool:
+    """Whether a pattern could fit a run of a scene, as far as it has no wildcard yet; it saves models."""
+    literals = [re.split(r"[*?\[]", pattern)[0] for pattern in only]
+    return any(f"{label}/".startswith(words) or words.startswith(f"{label}/") for words in literals)
 
 
 def differing(runs: dict[str, Run]) -> list[str]:
@@ -308,6 +321,7 @@ def main() -> None:
     options = parsed()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    warnings.simplefilter("error", DrafterWarning)  # times of a pool without it mean nothing
     console = Console(width=None if sys.stdout.isatty() else 150)
     about = {
         **machine(), "target": options.target, "dtype": "float32", "draft_len": DRAFT_LEN,
@@ -323,7 +337,8 @@ def main() -> None:
         made = {
             label: bench
             for label, make in chosen.items()
-            if (bench := kept(make(torch.float32, about["new_tokens"]), label, only)).runs
+            if may_fit(label, only)
+            and (bench := kept(make(torch.float32, about["new_tokens"]), label, only)).runs
         }
         if not made:
             raise ValueError(f"--only {options.only} fits nothing; scenes are {', '.join(chosen)}")

@@ -43,40 +43,54 @@ Run = Callable[[int], Answer]
 Decoder = Callable[[Scene], Run]
 
 
-def tiny_target(eps: float, dtype: torch.dtype, device: str = "cpu", **changes: Any) -> PreTrainedModel:
-    """A random Llama whose layers behind the first write ``eps`` times what they would; seed 0.
+def random_llama(shape: dict[str, Any], eps: float, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """A Llama made in place, seed 0, whose layers behind the first write ``eps`` times what they would.
 
-    So ``early_exit(target, 1)`` agrees with it always at ``eps`` 0, seldom at .15. It is drawn in float32.
+    So ``early_exit(target, 1)`` agrees with it always at ``eps`` 0, seldom at .15.
     """
+    usual = torch.get_default_dtype()
     torch.manual_seed(0)
-    sizes = {
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            ends = {"bos_token_id": None, "eos_token_id": None}
+            model = LlamaForCausalLM(LlamaConfig(**{"initializer_range": 0.05, **ends, **shape}))
+    finally:
+        torch.set_default_dtype(usual)
+    with torch.no_grad():
+        for layer in model.model.layers[1:]:
+            layer.self_attn.o_proj.weight *= eps
+            layer.mlp.down_proj.weight *= eps
+    return model.eval()
+
+
+def tiny_target(eps: float, dtype: torch.dtype) -> PreTrainedModel:
+    """``random_llama`` of hidden size 256, drawn in float32."""
+    shape = {
         "vocab_size": 8192,
         "hidden_size": 256,
         "intermediate_size": 1024,
         "num_hidden_layers": 8,
         "num_attention_heads": 4,
-        "initializer_range": 0.05,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        **changes,
     }
-    with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(**sizes))
-    with torch.no_grad():
-        for layer in model.model.layers[1:]:
-            layer.self_attn.o_proj.weight *= eps
-            layer.mlp.down_proj.weight *= eps
-    return model.to(dtype).eval()
+    return random_llama(shape, eps, torch.float32, "cpu").to(dtype)
 
 
-def perturbed(model: PreTrainedModel, amount: float, seed: int) -> PreTrainedModel:
-    """A copy whose weights have noise of ``amount`` times their standard deviation; it shares nothing."""
+def perturbed(
+    model: PreTrainedModel, amount: float, seed: int, shared: Sequence[torch.Tensor] = ()
+) -> PreTrainedModel:
+    """A copy whose weights have noise of ``amount`` times their standard deviation.
+
+    Those ``shared`` are the model's own, without noise.
+    """
     generator = torch.Generator(model.device).manual_seed(seed)
-    made = copy.deepcopy(model)
+    kept = {id(weight): weight for weight in shared}
+    made = copy.deepcopy(model, dict(kept))
     with torch.no_grad():
         for weight in made.parameters():
-            noise = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
-            weight.add_(amount * weight.std(correction=0) * noise)
+            if id(weight) not in kept:
+                noise = torch.empty_like(weight).normal_(generator=generator)
+                weight.add_(amount * weight.std(correction=0) * noise)
     return made
 
 
