@@ -7,9 +7,9 @@
 
 Everything of a scene is run in turn, A B C A B C ..., in one process with one thread; figures are medians
 with quartiles over repetitions, ratios are taken within a repetition. Repetition r has seed r. Before
-anything is timed, the greedy texts of all are compared in float64. *outside*: wall time not inside a model's
-`forward`, less what watching costs; *select*: share of the round that goes into scoring all drafters and
-learning.
+anything is timed, the greedy texts of all are compared in float64. *outside*: time not inside a model's
+`forward`, less what watching costs, on the clock on the wall and of the process (*CPU*), which other jobs
+disturb less; *select*: share of the round that goes into scoring all drafters and learning.
 
 The tiny target is a random Llama (hidden 256, 8 layers, vocabulary 8192) whose first layer is the drafter;
 eps, the weight of the other layers, sets how often it is right. The default one is SmolLM2-135M with the
@@ -254,44 +254,52 @@ def complete(bench: Bench, label: str, cells: Cells) -> Iterator[dict[str, Any]]
         repetition += 1
 
 
-def table(bench: Bench, label: str, cells: Cells, cost: float) -> Table | None:
+def table(bench: Bench, label: str, cells: Cells, cost: tuple[float, float]) -> Table | None:
     """Medians and quartiles; None where there is no repetition yet."""
     found = [{n: figures(c, cost) for n, c in cell.items()} for cell in complete(bench, label, cells)]
     if not found:
         return None
-    made = Table(title=f"{label}, {len(found)} repetitions, median (quartiles)", title_justify="left")
     base = bench.baseline if bench.baseline in bench.runs else next(iter(bench.runs))
-    heads = ["tok/s", f"tok/s / {base}", "CPU ms/tok", "tok/round", "round ms", "outside ms", "select"]
-    if base == "constant":
-        heads.append("added ms")
-    for head in ["", *heads]:
-        made.add_column(head, justify="right" if head else "left", overflow="fold")
+    made = Table(title=f"{label}, {len(found)} repetitions, median (quartiles)", title_justify="left")
     for name in bench.runs:
-        column = {key: np.array([each[name][key] for each in found]) for key in found[0][name]}
-        before = {key: np.array([each[base][key] for each in found]) for key in found[0][base]}
-        row = [
-            quartiles(column["tokens/s"], 0),
-            quartiles(column["tokens/s"] / before["tokens/s"]),
-            quartiles(column["cpu"]),
-            f"{np.median(column['tokens/round']):.2f}",
-            quartiles(column["round"]),
-            quartiles(column["outside"]) if "drafters" in bench_kinds(name, label, cells) else "",
-            "" if np.isnan(column["selecting"]).any() else f"{np.median(column['selecting']):.0%}",
-        ]
-        made.add_row(name, *row, *([quartiles(column["round"] - before["round"])] if len(heads) > 7 else []))
+        shown = row(name, base, found, watched(name, cells.cells[f"{label}/{name}/0"]))
+        if not made.columns:
+            for head in ("", *shown):
+                made.add_column(head, justify="right" if head else "left", overflow="fold")
+        made.add_row(name, *shown.values())
     return made
 
 
-def bench_kinds(name: str, label: str, cells: Cells) -> set[str]:
-    """Kinds of forwards that were watched: without the drafters' there is no time outside of forwards."""
-    kinds = set(cells.cells[f"{label}/{name}/0"]["forward_calls"])
-    return kinds | {"drafters"} if name == "plain" else kinds
+def row(name: str, base: str, found: list[dict[str, Any]], outside: bool) -> dict[str, str]:
+    """The cells of one line by their heads; ratios and differences to ``base`` within repetitions."""
+    own, other = (
+        {key: np.array([each[who][key] for each in found]) for key in found[0][who]} for who in (name, base)
+    )
+    selecting = np.median(own["selecting"])
+    added = {"added ms": quartiles(own["round"] - other["round"], 1)} if base == "constant" else {}
+    return {
+        "tok/s": quartiles(own["tokens/s"], 0),
+        f"tok/s / {base}": quartiles(own["tokens/s"] / other["tokens/s"]),
+        "CPU ms/tok": quartiles(own["cpu"]),
+        f"CPU / {base}": quartiles(own["cpu"] / other["cpu"]),
+        "tok/round": f"{np.median(own['tokens/round']):.2f}",
+        "round ms": quartiles(own["round"], 1),
+        **added,
+        "outside ms": quartiles(own["outside"]) if outside else "",
+        "outside CPU ms": quartiles(own["outside cpu"]) if outside else "",
+        "select": "" if np.isnan(selecting) else f"{selecting:.0%}",
+    }
 
 
-def show(console: Console, made: dict[str, Bench], cells: Cells, cost: float) -> None:
+def watched(name: str, cell: dict[str, Any]) -> bool:
+    """Whether all forwards were: without the drafters' there is no time outside of forwards."""
+    return name == "plain" or "drafters" in cell["forward_calls"]
+
+
+def show(console: Console, made: dict[str, Bench], cells: Cells, cost: tuple[float, float]) -> None:
     """All tables there are."""
     console.print(", ".join(f"{name} {value}" for name, value in cells.about.items()))
-    console.print(f"watching costs {cost * 1e6:.2f} us a forward, which is subtracted")
+    console.print(f"watching costs {cost[0] * 1e6:.2f} us a forward, which is subtracted")
     for label, bench in made.items():
         if (found := table(bench, label, cells, cost)) is not None:
             console.print(found)
@@ -322,7 +330,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("error", DrafterWarning)  # times of a pool without it mean nothing
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console(width=None if sys.stdout.isatty() else 190)
     about = {
         **machine(), "target": options.target, "dtype": "float32", "draft_len": DRAFT_LEN,
         "new_tokens": NEW_TOKENS[options.target], "seeds": "the number of the repetition",

@@ -18,7 +18,7 @@ from nab.sim.trace import processor
 
 
 class Forwards:
-    """Seconds and calls inside the ``forward`` of models, by kind.
+    """Wall and processor seconds and calls inside the ``forward`` of models, by kind.
 
     Watching replaces ``model.forward`` for good; a copy of a watched model would run the original.
     """
@@ -29,6 +29,7 @@ class Forwards:
     def reset(self) -> None:
         """All counts to 0."""
         self.seconds: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
         self.calls: dict[str, int] = {}
 
     def watch(self, kind: str, model: Any) -> None:
@@ -37,10 +38,11 @@ class Forwards:
 
         @wraps(inner)  # generate and others look at the signature
         def timed(*args: Any, **kwargs: Any) -> Any:
-            started = perf_counter()
+            started, busy = perf_counter(), process_time()
             try:
                 return inner(*args, **kwargs)
             finally:
+                self.cpu[kind] = self.cpu.get(kind, 0.0) + process_time() - busy
                 self.seconds[kind] = self.seconds.get(kind, 0.0) + perf_counter() - started
                 self.calls[kind] = self.calls.get(kind, 0) + 1
 
@@ -52,14 +54,15 @@ class _Nothing:
         """Do nothing."""
 
 
-def clock_cost(calls: int = 20_000) -> float:
-    """Seconds a watched call adds to what is outside of forwards."""
+def clock_cost(calls: int = 20_000) -> tuple[float, float]:
+    """Wall and processor seconds that a watched call adds to what is outside of forwards."""
     clock, model = Forwards(), _Nothing()
     clock.watch("none", model)
-    started = perf_counter()
+    started, busy = perf_counter(), process_time()
     for _ in range(calls):
         model.forward()
-    return (perf_counter() - started - clock.seconds["none"]) / calls
+    wall, cpu = perf_counter() - started, process_time() - busy
+    return (wall - clock.seconds["none"]) / calls, (cpu - clock.cpu["none"]) / calls
 
 
 def measured(run: Callable[[int], Any], seed: int, clock: Forwards) -> dict[str, Any]:
@@ -74,20 +77,26 @@ def measured(run: Callable[[int], Any], seed: int, clock: Forwards) -> dict[str,
         "seconds": wall,
         "cpu": cpu,
         "forward_seconds": dict(clock.seconds),
+        "forward_cpu": dict(clock.cpu),
         "forward_calls": dict(clock.calls),
         "phases": answer.phases,
     }
 
 
-def figures(cell: dict[str, Any], cost: float) -> dict[str, float]:
+def figures(cell: dict[str, Any], cost: tuple[float, float]) -> dict[str, float]:
     """What tables show of a cell; milliseconds, per token or round; ``cost`` is that of the clock."""
-    inside = sum(cell["forward_seconds"].values()) + cost * sum(cell["forward_calls"].values())
+    calls = sum(cell["forward_calls"].values())
+    wall, cpu = (
+        (cell[name] - sum(cell[f"forward_{name}"].values()) - each * calls) / cell["rounds"] * 1e3
+        for name, each in zip(("seconds", "cpu"), cost, strict=True)
+    )
     return {
         "tokens/s": cell["tokens"] / cell["seconds"],
         "cpu": cell["cpu"] / cell["tokens"] * 1e3,
         "tokens/round": cell["tokens"] / cell["rounds"],
         "round": cell["seconds"] / cell["rounds"] * 1e3,
-        "outside": (cell["seconds"] - inside) / cell["rounds"] * 1e3,
+        "outside": wall,
+        "outside cpu": cpu,
         "selecting": cell["phases"][2] / sum(cell["phases"]) if cell["phases"] else float("nan"),
     }
 

@@ -26,6 +26,7 @@ SHAPE = {
 CELL = {
     "tokens": 12, "rounds": 4, "seconds": 2.0, "cpu": 1.5, "phases": [0.5, 1.0, 0.5],
     "forward_seconds": {"target": 0.75, "drafters": 0.25},
+    "forward_cpu": {"target": 0.5, "drafters": 0.25},
     "forward_calls": {"target": 4, "drafters": 12},
 }  # fmt: skip
 
@@ -38,12 +39,13 @@ def scene(eps=0.05, temperature=0.0, new_tokens=24, dtype=torch.float64):
 
 
 def test_figures_of_a_cell():
-    assert timing.figures(CELL, 1 / 64) == {
+    assert timing.figures(CELL, (1 / 64, 1 / 32)) == {
         "tokens/s": 6.0,
         "cpu": 125.0,
         "tokens/round": 3.0,
         "round": 500.0,
         "outside": (2.0 - 1.0 - 16 / 64) / 4 * 1e3,
+        "outside cpu": (1.5 - 0.75 - 16 / 32) / 4 * 1e3,
         "selecting": 0.25,
     }
 
@@ -51,15 +53,18 @@ def test_figures_of_a_cell():
 def test_a_clock_counts_what_its_models_take(monkeypatch):
     ticks = iter([0.0, 1.0, 10.0, 13.0, 20.0, 25.0])
     monkeypatch.setattr(timing, "perf_counter", lambda: next(ticks))
+    busy = iter([0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
+    monkeypatch.setattr(timing, "process_time", lambda: next(busy))
     clock, target, drafter = timing.Forwards(), timing._Nothing(), timing._Nothing()
     clock.watch("target", target)
     clock.watch("drafters", drafter)
     for model in (target, drafter, drafter):
         model.forward()
     assert clock.seconds == {"target": 1.0, "drafters": 8.0}
+    assert clock.cpu == {"target": 0.5, "drafters": 5.0}
     assert clock.calls == {"target": 1, "drafters": 2}
     clock.reset()
-    assert clock.seconds == clock.calls == {}
+    assert clock.seconds == clock.cpu == clock.calls == {}
 
 
 def test_quartiles_are_of_the_values():
@@ -150,7 +155,8 @@ class Runs:
             if len(self.called) == self.stop_at:
                 raise KeyboardInterrupt
             self.called.append((name, seed))
-            self.clock.seconds, self.clock.calls = {"target": 0.0, "drafters": 0.0}, {"target": 1}
+            self.clock.seconds, self.clock.cpu = {"target": 0.0}, {"target": 0.0}
+            self.clock.calls = {"target": 1, "drafters": 0}
             return peers.Answer([1, 2], 1)
 
         return run
@@ -167,8 +173,8 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
         decode.measure({"s": second.bench()}, cells, 4, progress)
     assert second.called == [(name, r) for r in (2, 2, 3) for name in "ab"]  # warmed up first
     assert len(list(decode.complete(second.bench(), "s", cells))) == 4
-    assert decode.table(second.bench(), "s", cells, 0.0).row_count == 2
-    assert decode.table(second.bench(), "other", cells, 0.0) is None
+    assert decode.table(second.bench(), "s", cells, (0.0, 0.0)).row_count == 2
+    assert decode.table(second.bench(), "other", cells, (0.0, 0.0)) is None
 
 
 def test_patterns_choose_runs():
