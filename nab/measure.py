@@ -33,7 +33,6 @@ class Audit(Wrapped):
         super().__init__(selector)
         self._scores: list[tuple[Floats, Floats]] = []
         self._pending: Evaluation | None = None
-        self.asked = False
 
     def observe(self, emitted: int, evaluate: Any) -> tuple[Floats, Floats] | None:
         """Pass the round on; remember its scores, or that they are still to be had."""
@@ -41,11 +40,12 @@ class Audit(Wrapped):
         if scores is None:
             self._pending = self._pending + evaluate if self._pending else evaluate
             return None
-        self.asked = True
-        if len(scores[0]) > emitted:
-            self._pending = None  # the selector waited, and has now asked for everything since
+        unscored = emitted
+        if self._pending and len(scores[0]) > emitted:  # it waited, and has now asked for everything since
+            unscored += len(self._pending.tokens) - self._pending.start
+            self._pending = None
         self.settle()
-        self._scores.append(scores)
+        self._scores.append((scores[0][-unscored:], scores[1][-unscored:]))
         return scores
 
     def settle(self, at_least: int = 1) -> None:
@@ -127,8 +127,13 @@ class Query:
         return gamma[: len(self.tokens)], realised[: len(self.tokens)]
 
     def unasked_scores(self) -> tuple[Floats, Floats] | tuple[()]:
-        """``scores`` where the rounds themselves do not hold them, for the record."""
-        return () if self.audit is None or self.audit.asked else self.scores()
+        """``scores`` of the positions behind the last round that holds any itself, for the record."""
+        if self.audit is None:
+            return ()
+        asked = [k for k, round_ in enumerate(self.rounds, 1) if round_.gamma is not None]
+        held = sum(len(round_.emitted) for round_ in self.rounds[: max(asked, default=0)])
+        gamma, realised = self.scores()
+        return (gamma[held:], realised[held:]) if len(gamma) > held or not asked else ()
 
     def single_rounds(self) -> Floats:
         """Mean rounds each drafter alone would have needed for the scored part of this answer, ``(n,)``."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.learners import flat, restored
-from nab.learners.border import whole
+from nab.learners.border import checked, whole
 from nab.losses import Token, by_depth, expected_length
 from nab.sampling import transport
 from nab.types import Bandit, Evaluate, Floats, Learner, Objective, as_floats
@@ -86,6 +86,20 @@ class Chooses(Protocol):
         """
 
 
+class Skips(Chooses, Protocol):
+    """A selector that can play a round whose positions are scored later: what ``Lazy`` needs."""
+
+    @property
+    def leading(self) -> tuple[Any, float]:
+        """What has the largest weight now, and that weight."""
+
+    def skip(self, emitted: int) -> None:
+        """Take note of a finished round and choose again, by the law in force.
+
+        The next ``observe`` has to bring its positions too, before its own.
+        """
+
+
 class Selector:
     """Plays a full-information learner: every round it scores all drafters on the verified tokens.
 
@@ -150,6 +164,16 @@ class Selector:
         self._pending = tuple(each[len(losses) :] for each in known)
         self._choose(Before(self.choice, self.probs))
         return gamma, realised
+
+    @property
+    def leading(self) -> tuple[int, float]:
+        """The likeliest drafter and its weight."""
+        first = int(self.probs.argmax())
+        return first, float(self.probs[first])
+
+    def skip(self, emitted: int) -> None:
+        """Choose again by the law in force; the next ``observe`` has to bring this round's positions too."""
+        self._choose(Before(self.choice, self.probs))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON types, exact to the last bit."""
@@ -319,6 +343,76 @@ class Wrapped:
         return self._selector.probs
 
 
+class Lazy(Wrapped):
+    """Has all drafters scored behind every m-th round only, or more seldom while one of them leads.
+
+    The positions of the rounds between are scored then too, in one longer forward of each drafter. So the
+    learner gets the losses that it would have got every round, in the same order and with the laws that were
+    played, only later: with a delay of d rounds the regret bound of Hedge grows to ``sqrt((2 d + 1) T ln n /
+    2)`` (``nab.sim.bounds.hedge_delayed``). Between, each round draws anew from the law in force.
+
+    Args:
+        selector: a fresh ``Selector``, or a ``Corrected`` around one.
+        every: m, rounds from one scoring to the next, at least 1.
+        above: in (0, 1]; None is never. While the same drafter has at least this weight, each wait is twice
+            the last one; as soon as another leads, or none so clearly, waits are ``every`` rounds again.
+        most: rounds to wait at most, at least ``every``. The target's laws of so many rounds are held.
+
+    Raises:
+        ValueError: on an argument outside its range, or a selector that cannot skip a round.
+
+    >>> from nab import Hedge, Selector
+    >>> from nab.sim import replay
+    >>> never = np.zeros((7, 2))
+    >>> [each.scored for each in replay(Lazy(Selector(Hedge(), 2), every=3), never, never, draft_len=4)]
+    [0, 0, 3, 0, 0, 3, 0]
+    """
+
+    _selector: Skips
+
+    def __init__(
+        self, selector: Skips, *, every: int = 1, above: float | None = None, most: int = 64
+    ) -> None:
+        whole("every", every, 1)
+        whole("most", most, every)
+        if above is not None:
+            checked("above", above, high=1, closed=True)
+        if not hasattr(selector, "skip"):
+            raise ValueError(f"selector must be one that can skip rounds, got {type(selector).__name__}")
+        super().__init__(selector)
+        self._every, self._above, self._most = every, above, most
+        self._rounds, self._wait = 0, every  # since the last scoring, and to the next
+        self._pending: Any = None
+        self._leader: Any = None
+
+    def observe(self, emitted: int, evaluate: Any) -> tuple[Floats, Floats] | None:
+        """Pass a round on with its scores and those of the rounds before that wait for theirs, or wait.
+
+        Args:
+            emitted: see ``Chooses``.
+            evaluate: what can be added to that of the next round, see ``nab.decode.Evaluation``.
+
+        Returns:
+            The scores of all rounds since the last ones, or None.
+        """
+        waiting = evaluate if self._pending is None else self._pending + evaluate
+        self._rounds += 1
+        if self._rounds < self._wait:
+            self._pending = waiting
+            self._selector.skip(emitted)
+            return None
+        scores = self._selector.observe(emitted, waiting)
+        self._pending, self._rounds = None, 0
+        self._wait = self._next_wait(*self._selector.leading)
+        return scores
+
+    def _next_wait(self, leader: Any, weight: float) -> int:
+        before, self._leader = self._leader, leader
+        if self._above is None or weight < self._above or leader != before:
+            return self._every
+        return min(2 * self._wait, self._most)
+
+
 class Corrected(Wrapped):
     """Corrects acceptance at depth by what drafters did on the rounds that they really drafted.
 
@@ -338,6 +432,8 @@ class Corrected(Wrapped):
         ValueError: naming the argument that is out of its range, or of another shape.
     """
 
+    _selector: Selector
+
     def __init__(
         self, selector: Selector, draft_len: int, *, prior: float = 8.0, counts: ArrayLike | None = None
     ) -> None:
@@ -350,6 +446,7 @@ class Corrected(Wrapped):
         if not 0 <= prior < np.inf:
             raise ValueError(f"prior must be a finite number of at least 0, got {prior}")
         self._prior = prior
+        self._skipped: list[tuple[int, int]] = []  # drafter and tokens emitted of rounds not scored yet
 
     @property
     def factors(self) -> Floats:
@@ -361,14 +458,33 @@ class Corrected(Wrapped):
     def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
         """Score all drafters on the new positions; correct, count, hand on."""
         gamma, realised = evaluate()
-        choice, deep = self.choice, by_depth(as_floats(gamma), self.counts.shape[1])
-        for k, row in enumerate(deep[-emitted:][: self.counts.shape[1]]):
-            if k:
-                self.counts[:, k, choice] += k < emitted - 1, row[k, choice]
+        deep = by_depth(as_floats(gamma), self.counts.shape[1])
+        rounds = [*self._skipped, (self.choice, emitted)]
+        self._skipped = []
+        start = len(deep) - sum(emitted for _, emitted in rounds)
+        for choice, length in rounds:
+            self._count(choice, length, deep[start : start + length])
+            start += length
         scores = deep, by_depth(as_floats(realised), self.counts.shape[1])
         corrected = [(each * self.factors).clip(max=1) for each in scores]
         self._selector.observe(emitted, lambda: (corrected[0], corrected[1]))
         return gamma, realised
+
+    def _count(self, choice: int, emitted: int, gamma: Floats) -> None:
+        """Tokens accepted and expected of one round, at its depths behind the first."""
+        for k, row in enumerate(gamma[: self.counts.shape[1]]):
+            if k:
+                self.counts[:, k, choice] += k < emitted - 1, row[k, choice]
+
+    @property
+    def leading(self) -> tuple[int, float]:
+        """Of the selector inside."""
+        return self._selector.leading
+
+    def skip(self, emitted: int) -> None:
+        """Pass the round on; count it when its positions are scored."""
+        self._skipped.append((self.choice, emitted))
+        self._selector.skip(emitted)
 
 
 class Censored(Wrapped):

@@ -33,13 +33,17 @@ SELECTORS = {
     "never asks": lambda: nab.Constant([0.5, 0.5], rng=0),
     "asks late": lambda: Lazy(forgetful=False),
     "asks sometimes": lambda: Lazy(forgetful=True),
+    "lazy": lambda: nab.Lazy(nab.Selector(nab.NormalHedge(), 2, rng=0), every=5),
+    "lazy for longer than an audit waits": lambda: nab.Lazy(
+        nab.Selector(nab.NormalHedge(), 2, rng=0), every=70, most=70
+    ),
 }
 
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_position_is_scored_once_in_order(name):
     query = Query(["a", "b"], draft_len=3)
-    list(query.run(TARGET, POOL, SELECTORS[name](), [0], max_new_tokens=100, rng=4))
+    list(query.run(TARGET, POOL, SELECTORS[name](), [0], max_new_tokens=250, rng=4))
     tokens = (0, *query.tokens)
     p = TARGET.score(tokens[:-1], 1)
     expected = Evaluation(nab.Pool(POOL), nab.Levels([nab.Chain()]), tokens, 1, (p,))()

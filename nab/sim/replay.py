@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +67,7 @@ def replay(
                 break
             accepted += 1
         emitted = min(accepted + 1, len(realised) - start)
-        scores = selector.observe(emitted, partial(_scores, gamma, realised, slice(start, start + emitted)))
+        scores = selector.observe(emitted, _Scores(gamma, realised, start, start + emitted))
         yield Replayed(start, choice, probs, emitted, len(scores[0]) if scores else 0)
         start += emitted
 
@@ -93,5 +93,17 @@ def round_lengths(realised: Floats, draft_len: int) -> Floats:
     return plug_in_length(np.concatenate([realised[:-1], behind]), draft_len)
 
 
-def _scores(gamma: Floats, realised: Floats, rows: slice) -> tuple[Floats, Floats]:
-    return gamma[rows], realised[rows]
+@dataclass(frozen=True)
+class _Scores:
+    """Scores of the positions ``start .. stop - 1``, in the place of a ``nab.decode.Evaluation``."""
+
+    gamma: Floats
+    realised: Floats
+    start: int
+    stop: int
+
+    def __add__(self, later: _Scores) -> _Scores:
+        return replace(later, start=self.start)
+
+    def __call__(self) -> tuple[Floats, Floats]:
+        return self.gamma[self.start : self.stop], self.realised[self.start : self.stop]
