@@ -13,7 +13,7 @@ from nab.decode import Evaluation, Round, decode, until
 from nab.losses import Length, Token, expected_rounds
 from nab.pool import Pool
 from nab.schemes import Scheme
-from nab.selector import Chooses, Wrapped
+from nab.selector import Chooses, Spent, Wrapped
 from nab.sim.regret import regret
 from nab.sim.replay import replay, round_lengths
 from nab.types import Floats, LanguageModel, Objective
@@ -34,9 +34,11 @@ class Audit(Wrapped):
         self._scores: list[tuple[Floats, Floats]] = []
         self._pending: Evaluation | None = None
 
-    def observe(self, emitted: int, evaluate: Any) -> tuple[Floats, Floats] | None:
+    def observe(
+        self, emitted: int, evaluate: Any, *, seconds: Spent | None = None
+    ) -> tuple[Floats, Floats] | None:
         """Pass the round on; remember its scores, or that they are still to be had."""
-        scores = self._selector.observe(emitted, evaluate)
+        scores = self._selector.observe(emitted, evaluate, seconds=seconds)
         if scores is None:
             self._pending = self._pending + evaluate if self._pending else evaluate
             return None

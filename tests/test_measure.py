@@ -13,12 +13,12 @@ from nab.measure import Audit, Query, metrics
 class Lazy:
     """Asks every third round, for all rounds since; or, forgetful, for that round alone."""
 
-    choice, probs = 0, np.array([1.0, 0.0])
+    choice, probs, draft_len = 0, np.array([1.0, 0.0]), None
 
     def __init__(self, *, forgetful):
         self.forgetful, self.rounds, self.pending = forgetful, 0, None
 
-    def observe(self, emitted, evaluate):
+    def observe(self, emitted, evaluate, **spent):
         self.rounds += 1
         joined = evaluate if self.pending is None or self.forgetful else self.pending + evaluate
         self.pending = joined

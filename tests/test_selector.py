@@ -364,9 +364,9 @@ class Noting(nab.Lazy):
     played: tuple = ()
     asked: tuple = ()
 
-    def observe(self, emitted, evaluate):
+    def observe(self, emitted, evaluate, **spent):
         self.played += (self.probs,) * emitted
-        scores = super().observe(emitted, evaluate)
+        scores = super().observe(emitted, evaluate, **spent)
         self.asked += (scores is not None,)
         return scores
 
@@ -411,9 +411,9 @@ def test_a_lazy_selector_on_every_round_is_the_selector_itself():
 
 def test_a_lazy_selector_that_forgets_what_waits_would_be_caught():
     class Forgetful(nab.Lazy):
-        def observe(self, emitted, evaluate):
+        def observe(self, emitted, evaluate, **spent):
             self._pending = None
-            return super().observe(emitted, evaluate)
+            return super().observe(emitted, evaluate, **spent)
 
     inner = nab.Selector(Recorder(), 3, rng=0)
     _, (gamma, _) = decoded(Forgetful(inner, every=2))

@@ -80,8 +80,8 @@ def test_a_selector_that_asks_now_and_then_is_read_as_far_as_it_asked(tmp_path):
     class Lazy(nab.Constant):
         waiting = None
 
-        def observe(self, emitted, evaluate):
-            super().observe(emitted, evaluate)
+        def observe(self, emitted, evaluate, **spent):
+            super().observe(emitted, evaluate, **spent)
             self.waiting = self.waiting + evaluate if self.waiting else evaluate
             if len(self.waiting.tokens) - self.waiting.start < 5:
                 return None
