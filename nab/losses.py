@@ -162,9 +162,12 @@ class Costs:
 
     Args:
         window: rounds remembered of each drafter, and of each draft length, at least 1.
+        guess: seconds per drafted token until a drafter has drafted, over those of verification at the
+            shortest draft known, at least 0. At 0 unknown drafters count as free, and each query would begin
+            with a draft that may be worth nothing.
 
     Raises:
-        ValueError: if ``window`` is below 1.
+        ValueError: if ``window`` is below 1, or ``guess`` negative or not finite.
 
     >>> costs = Costs()
     >>> for draft_len, draft, verify in ((0, 0.0, 5.0), (0, 0.0, 900.0), (0, 0.0, 5.0), (4, 8.0, 7.0)):
@@ -173,10 +176,12 @@ class Costs:
     [[5.0, 10.0, 15.0], [5.0, 10.0, 15.0]]
     """
 
-    def __init__(self, window: int = 31) -> None:
+    def __init__(self, window: int = 31, *, guess: float = 0.1) -> None:
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
-        self._window = window
+        if not (isfinite(guess) and guess >= 0):
+            raise ValueError(f"guess must be finite and at least 0, got {guess}")
+        self._window, self._guess = window, guess
         self._draft: dict[int, deque[float]] = {}
         self._verify: dict[int, deque[float]] = {}
 
@@ -203,10 +208,13 @@ class Costs:
         """Seconds per drafted token of drafters ``0 .. n - 1``, ``(n,)``.
 
         One that has not drafted yet is taken for as fast as the fastest that has, so that it is tried where
-        its acceptance deserves it; 0 if none has.
+        its acceptance deserves it; if none has, for as fast as is guessed.
+
+        Raises:
+            ValueError: if no round is known.
         """
         known = {i: float(np.median(seconds)) for i, seconds in self._draft.items() if i < n}
-        least = min(known.values(), default=0.0)
+        least = min(known.values()) if known else self._guess * float(self.verify([0])[0])
         return np.array([known.get(i, least) for i in range(n)])
 
     def verify(self, lengths: Sequence[int]) -> Floats:

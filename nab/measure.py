@@ -170,7 +170,8 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
 
     ``mean_acceptance_length`` is emitted tokens per target forward, the recovered or bonus token included, in
     [1, draft_len + 1] (plain decoding has 1); ``draft_acceptance_rate`` accepted over drafted tokens, None if
-    none was drafted; ``acceptance_histogram[k]`` the rounds with k accepted tokens; ``selection_share`` the
+    none was drafted; ``drafted_share`` the share of rounds by drafted tokens, ``plain_share`` that of rounds
+    without any; ``acceptance_histogram[k]`` the rounds with k accepted tokens; ``selection_share`` the
     share of time spent evaluating drafters and updating the learner; ``regret`` the sum over queries of the
     regret against the best single drafter of each query in hindsight, in units of the loss and in rounds.
     ``benched`` is the number of queries in which a drafter failed. ``single_drafters`` is the mean acceptance
@@ -179,13 +180,15 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
     names, draft_len = queries[0].names, queries[0].draft_len
     rounds = [round_ for query in queries for round_ in query.rounds]
     tokens = sum(len(r.emitted) for r in rounds)
-    drafted = sum(r.drafted for r in rounds)
+    drafted, drafts = sum(r.drafted for r in rounds), Counter(r.drafted for r in rounds)
     seconds = np.array([r.seconds for r in rounds]).reshape(-1, 3).sum(0)
     found: dict[str, Any] = {
         "num_tokens": tokens,
         "num_spec_steps": len(rounds),
         "mean_acceptance_length": tokens / max(len(rounds), 1),
         "draft_acceptance_rate": sum(r.accepted for r in rounds) / drafted if drafted else None,
+        "drafted_share": {str(k): drafts[k] / len(rounds) for k in sorted(drafts)},
+        "plain_share": drafts[0] / len(rounds) if rounds else None,
         "acceptance_histogram": np.bincount([r.accepted for r in rounds], minlength=draft_len + 1).tolist(),
         "tokens_per_second": tokens / seconds.sum() if rounds else None,
         "selection_share": seconds[2] / seconds.sum() if rounds else None,

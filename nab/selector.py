@@ -427,7 +427,7 @@ class Lazy(Wrapped):
         self._every, self._above, self._most = every, above, most
         self._rounds, self._wait = 0, every  # since the last scoring, and to the next
         self._pending: Any = None
-        self._leader: Any = None
+        self._leader, _ = selector.leading
 
     def observe(
         self, emitted: int, evaluate: Any, *, seconds: Spent | None = None
