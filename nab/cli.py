@@ -136,7 +136,7 @@ class Options:
         every = self.lazy or (LAZY_EVERY if timed else 1)
         if every == 1 and not timed:
             return scored
-        return Lazy(scored, every=every, above=LAZY_ABOVE if timed else None, most=max(every, 64))
+        return Lazy(scored, every=every, above=LAZY_ABOVE if timed else None, most=max(every, 128))
 
     def header(self, session: Session) -> dict[str, Any]:
         """What a reader of the results needs to know to repeat them."""

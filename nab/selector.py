@@ -415,7 +415,7 @@ class Lazy(Wrapped):
     _selector: Skips
 
     def __init__(
-        self, selector: Skips, *, every: int = 1, above: float | None = None, most: int = 64
+        self, selector: Skips, *, every: int = 1, above: float | None = None, most: int = 128
     ) -> None:
         whole("every", every, 1)
         whole("most", most, every)
