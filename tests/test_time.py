@@ -402,7 +402,7 @@ WARMED = 2 * 4 * ONE / 1000  # what the first rounds take longer, whoever decode
 
 def test_where_no_drafter_is_any_good_decoding_is_never_much_slower(monkeypatch):
     assert of_plain(monkeypatch, 200) <= 1.03
-    assert of_plain(monkeypatch, 1000) <= 1.02
+    assert of_plain(monkeypatch, 1000) <= 1.015
 
 
 @pytest.mark.parametrize("name", BROKEN)
