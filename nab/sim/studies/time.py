@@ -133,13 +133,12 @@ def figure(table: pd.DataFrame) -> Figure:
                 part = table[(table["pool"] == pool) & (table["policy"] == policy)]
                 axes.plot(part["tokens"], part[value], "o-", color=colour, label=policy, markersize=3)
             axes.axhline(level, color="0.5", linestyle=":", linewidth=1)
-            axes.set(xscale="log", title=pool if row == 0 else None)
+            axes.set(xscale="log", **({"xlabel": "tokens"} if row else {"title": pool}))
             axes.set_xticks(LENGTHS, map(str, LENGTHS))
             axes.minorticks_off()
             axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("time / plain (dots: 1.03)")
     panels[1][0].set_ylabel("time / best pair's")
-    drawing.supxlabel("tokens of the answer")
     handles, labels = panels[0][0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return drawing
