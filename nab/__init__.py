@@ -13,7 +13,7 @@ from nab.learners import Hedge, NormalHedge
 from nab.losses import Length, Token
 from nab.pool import DrafterWarning, Pool
 from nab.schemes import DynamicTree, Levels, StaticTree
-from nab.selector import BanditSelector, Constant, Corrected, Selector
+from nab.selector import BanditSelector, Constant, Corrected, Lazy, Selector
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "DynamicTree",
     "Greedy",
     "Hedge",
+    "Lazy",
     "Length",
     "Levels",
     "MultiDraft",

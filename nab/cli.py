@@ -21,7 +21,7 @@ from nab import prompts as prompt_files
 from nab.console import View, comparison_table, console_for, guarded, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.prompts import Prompt
-from nab.selector import Chooses, Constant, Corrected, Selector
+from nab.selector import Chooses, Constant, Corrected, Lazy, Selector
 from nab.sim.trace import TraceWriter, environment
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 
 COMPARED = ["normal-hedge", "hedge"]
 """Learners that ``compare`` compares; ``nab replay`` plays all of them on the texts of its trace."""
+
+
+TIMED = ["normal-hedge", "normal-hedge argmax"]
+"""Those of the time objective."""
+
+LAZY_EVERY, LAZY_ABOVE = 8, 0.2
+"""How seldom the time objective has drafters scored, since that is its largest cost: see docs/theory.md."""
 
 
 EVALUATIONS = ("first", "corrected", "exact")
@@ -52,6 +59,7 @@ class Options:
     draft_len: int
     scheme: str
     evaluation: str
+    lazy: int | None
     drafter_limit: float | None
     seed: int
     device: str | None
@@ -115,9 +123,20 @@ class Options:
         objective = replays.OBJECTIVES[self.objective](self.draft_len)
         named = replays.policies(n, self.draft_len, objective)
         if name in named:
-            corrected = self.evaluation == "corrected"
-            return partial(_corrected, named[name].make, self.draft_len) if corrected else named[name].make
+            return partial(self._wrapped, named[name].make)
         raise ValueError(f"unknown selector {name!r}: choose from {', '.join([*named, *constants])}")
+
+    def _wrapped(self, make: Policy, seed: Any) -> Chooses:
+        """A learner's selector, corrected and lazy as asked for; bandits score nobody."""
+        selector = make(seed)
+        if not isinstance(selector, Selector):
+            return selector
+        scored = Corrected(selector, self.draft_len) if self.evaluation == "corrected" else selector
+        timed = self.objective == "time"
+        every = self.lazy or (LAZY_EVERY if timed else 1)
+        if every == 1 and not timed:
+            return scored
+        return Lazy(scored, every=every, above=LAZY_ABOVE if timed else None, most=max(every, 128))
 
     def header(self, session: Session) -> dict[str, Any]:
         """What a reader of the results needs to know to repeat them."""
@@ -139,18 +158,13 @@ class Options:
             "scheme": self.scheme,
             "evaluation": self.evaluation,
             "objective": self.objective,
+            "lazy": self.lazy,
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
         }
-
-
-def _corrected(make: Policy, draft_len: int, seed: Any) -> Chooses:
-    """A learner's selector behind a ``Corrected``; bandits score nobody."""
-    selector = make(seed)
-    return Corrected(selector, draft_len) if isinstance(selector, Selector) else selector
 
 
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -186,6 +200,12 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Of drafters deep in the draft: as at the first token; the same, corrected by what was "
             "accepted; or exactly, at its cost.",
+        ),
+        click.option(
+            "--lazy",
+            type=click.IntRange(1),
+            help="Rounds from one scoring of all drafters to the next. Default: 1; under the time "
+            "objective 8, and more while one leads.",
         ),
         click.option("--drafter-limit", type=float, help="Seconds after which a drafter is benched."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
@@ -250,7 +270,7 @@ def run(options: Options, selector: str) -> None:
 def compare(options: Options, jobs: int | None) -> None:
     """Decode the same prompts plainly, with each drafter alone, and under every selector."""
     jobs = jobs or (min(os.cpu_count() or 1, 4) if options.tiny else 1)
-    make = partial(_experiment, options, _all_policies)
+    make = partial(_experiment, options, partial(_all_policies, options.objective))
     with workers(jobs, make) if jobs > 1 else nullcontext() as starter:
         experiment, console = make(), console_for(options.as_json)
         try:
@@ -277,9 +297,10 @@ def _report(options: Options, done: Experiment, console: Console) -> None:
         plots.comparison(totals, options.plot, title)
 
 
-def _all_policies(drafters: list[str]) -> list[str]:
+def _all_policies(objective: str, drafters: list[str]) -> list[str]:
     """What ``compare`` compares."""
-    return [PLAIN, *(FIXED + drafter for drafter in drafters), "uniform", *COMPARED]
+    learners = TIMED if objective == "time" else COMPARED
+    return [PLAIN, *(FIXED + drafter for drafter in drafters), "uniform", *learners]
 
 
 def _experiment(options: Options, policies: Callable[[list[str]], list[str]]) -> Experiment:
@@ -288,7 +309,7 @@ def _experiment(options: Options, policies: Callable[[list[str]], list[str]]) ->
         plots.check(options.plot)
     prompts, session = options.read_prompts(), options.open()
     makers = {name: options.policy(name, session.names) for name in policies(session.names)}
-    return Experiment(session, prompts, makers, options.seed)
+    return Experiment(session, prompts, makers, options.seed, options.objective != "time")
 
 
 def _execute(options: Options, experiment: Experiment, console: Console, start: Start | None = None) -> None:

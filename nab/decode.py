@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class Round:
         start: position of the first emitted token.
         choice: index of the drafter.
         probs: law the choice was drawn from, ``(n,)``.
-        drafted: number of drafted tokens, at most ``draft_len`` in a chain.
+        drafted: number of drafted tokens, at most ``draft_len`` in a chain; 0 in a round of plain decoding.
         accepted: number of drafted tokens emitted, at most ``draft_len``.
         emitted: the accepted tokens and the next one; ``until`` may have cut them.
         gamma: acceptance probabilities ``(positions, n)``, or ``(positions, draft_len, n)`` by depth, that
@@ -143,9 +143,11 @@ def decode(
         target: the model whose law is decoded.
         drafters: one per index the selector may choose; a fresh ``Pool`` of them to set a time limit, or to
             see which are benched.
-        selector: a fresh ``Selector`` (state is per query), or a ``Constant``.
+        selector: a fresh ``Selector`` (state is per query), or a ``Constant``. It is told the seconds of each
+            round.
         prompt: token ids, at least one for models that need a first token.
-        draft_len: drafted tokens per round, levels of a tree; 0 is plain decoding.
+        draft_len: drafted tokens per round, levels of a tree; 0 is plain decoding. A selector may ask for
+            fewer in a round, and for none: then no drafter is called.
         rng: anything ``numpy.random.default_rng`` takes.
         scheme: of verification, ``draft_len`` deep: see ``nab.schemes``; None is a chain. If it branches,
             target and drafters are ``TreeModel``s.
@@ -156,7 +158,7 @@ def decode(
 
     Raises:
         ValueError: if ``draft_len`` is negative, ``scheme`` has another depth, the selector is over another
-            number of drafters, or a law of the target is none.
+            number of drafters or asks for longer drafts, or a law of the target is none.
     """
     pool = drafters if isinstance(drafters, Pool) else Pool(drafters)
     scheme = Levels([Chain()] * draft_len) if scheme is None else scheme
@@ -173,13 +175,16 @@ def decode(
     itself = target if isinstance(target, Verifies) and scheme == Levels([Chain()] * draft_len) else None
     # drafters that read the target's features find them from the first round on
     like = target.score(tokens, len(tokens))
+    cut = cache(scheme.cut)
     while True:
         clock = [perf_counter()]
         uniforms = rng.random(2 * scheme.nodes + 1)
         start, choice, probs = len(tokens), selector.choice, selector.probs
+        levels = _levels(selector, draft_len)
+        shape = cut(levels) if 0 < levels < draft_len else scheme
         draws, tests = uniforms[: scheme.nodes], uniforms[scheme.nodes :]
-        work = partial(_proposed, scheme, tokens, draws, like, itself=itself is not None)
-        draft = (pool.call(choice, work) if draft_len else None) or Draft([], [], [])
+        work = partial(_proposed, shape, tokens, draws, like, itself=itself is not None)
+        draft = (pool.call(choice, work) if levels else None) or Draft([], [], [])
         clock.append(perf_counter())
 
         found = itself.verify(tokens, draft, tests) if itself else _tested(target, tokens, draft, tests)
@@ -190,11 +195,22 @@ def decode(
         clock.append(perf_counter())
 
         evaluation = Evaluation(pool, scheme, tuple(tokens), start, (found.laws,), len(prompt), exact)
-        gamma, realised = selector.observe(len(emitted), evaluation) or (None, None)
+        spent = clock[1] - clock[0], clock[2] - clock[1]
+        gamma, realised = selector.observe(len(emitted), evaluation, seconds=spent) or (None, None)
         clock.append(perf_counter())
 
         seconds = Seconds(*(after - before for before, after in pairwise(clock)))
         yield Round(start, choice, probs, found.drafted, len(emitted) - 1, emitted, gamma, realised, seconds)
+
+
+def _levels(selector: Chooses, draft_len: int) -> int:
+    """Levels of the coming draft."""
+    asked = selector.draft_len
+    if asked is None or draft_len == 0:
+        return draft_len
+    if not 0 <= asked <= draft_len:
+        raise ValueError(f"the selector asks for a draft of {asked} tokens, at most {draft_len} are drafted")
+    return asked
 
 
 def _proposed(

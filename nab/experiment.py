@@ -43,6 +43,7 @@ class Experiment:
         prompts: what to answer.
         policies: selectors by name; the one called ``plain`` decodes without drafts.
         seed: the queries of one prompt use the same uniforms under every policy.
+        replays: whether selectors can be replayed on texts; under the time objective they cannot.
         queries: filled by ``execute``, per policy and prompt; the last one may be unfinished.
 
     Raises:
@@ -53,6 +54,7 @@ class Experiment:
     prompts: Sequence[Prompt]
     policies: Mapping[str, Policy]
     seed: int
+    replays: bool = True
     queries: dict[str, list[Query]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +103,7 @@ class Experiment:
         answered = {name: sum(query.finished for query in queries) for name, queries in self.queries.items()}
         whole = min(answered.values()) or min(1, max(answered.values()))
         policies = {name: self.policies[name] for name in self.policies if answered[name] >= whole}
-        part = Experiment(self.session, self.prompts[:whole], policies, self.seed)
+        part = Experiment(self.session, self.prompts[:whole], policies, self.seed, self.replays)
         part.queries = {name: self.queries[name][:whole] for name in policies}
         return part
 
@@ -123,7 +125,7 @@ class Experiment:
 
     def _replayed(self, name: str) -> dict[str, float]:
         """By domain, the mean acceptance length of a selector on the texts it wrote, over replays of them."""
-        if name == PLAIN or name.startswith(FIXED):
+        if not self.replays or name == PLAIN or name.startswith(FIXED):
             return {}
         rng, found = np.random.default_rng(self.seed), {}
         for domain, queries in self.by_domain(name).items():

@@ -8,12 +8,15 @@ column k of position t is about a round that began at t - k and has accepted k t
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import isfinite
+from typing import Any, ClassVar
 
 import numpy as np
 
-from nab.types import Floats
+from nab.types import Floats, as_floats
 
 
 def token_loss(gamma: Any) -> Any:
@@ -124,11 +127,156 @@ def length_loss(length: Any, draft_len: int) -> Any:
     return (_at_least_one(draft_len) + 1 - length) / (draft_len + 1)
 
 
+def time_loss(length: Any, seconds: Any, rate: Any, draft_len: Any) -> Floats:
+    """``seconds - rate length``, scaled into [0, 1] by one affine map for all arms of a position.
+
+    With ``rate`` the least seconds per token that any arm has, the arm of the least mean loss is the one
+    whose mean seconds over mean length is least (Dinkelbach 1967). The map is known before the lengths are:
+    it takes the range over all arms and all lengths in [1, draft_len + 1] to [0, 1].
+
+    Args:
+        length: tokens per round in [1, draft_len + 1], ``(..., arms)``.
+        seconds: of a round of each arm, at least 0, ``(arms,)``.
+        rate: seconds per token, above 0, ``(...)``.
+        draft_len: drafted tokens a round of each arm, at least 0, ``(arms,)``.
+
+    Returns:
+        Losses in [0, 1], shaped like ``length``; all 0 where nothing can differ.
+
+    >>> time_loss([[1.0, 3.0]], [5.0, 9.0], [4.0], [0, 4]).round(3).tolist()
+    [[0.75, 0.5]]
+    """
+    seconds, rate = as_floats(seconds), as_floats(rate)[..., None]
+    low = (seconds - rate * (as_floats(draft_len) + 1)).min(-1, keepdims=True)
+    span = (seconds - rate).max(-1, keepdims=True) - low
+    scaled = (seconds - rate * as_floats(length) - low) / np.where(span > 0, span, 1.0)
+    return np.asarray(np.clip(scaled, 0, 1))  # rounding
+
+
+class Costs:
+    """What rounds cost, in seconds: medians over recent rounds, which a few outliers do not move.
+
+    A round of k drafted tokens takes k times its drafter's seconds per drafted token, and the seconds of
+    verification at k, which do not fall with k. May be shared by the selectors of many queries, so that the
+    second one starts informed.
+
+    Args:
+        window: rounds remembered of each drafter, and of each draft length, at least 1.
+        guess: seconds per drafted token until a drafter has drafted, over those of verification at the
+            shortest draft known, at least 0. At 0 unknown drafters count as free, and each query would begin
+            with a draft that may be worth nothing.
+
+    Raises:
+        ValueError: if ``window`` is below 1, or ``guess`` negative or not finite.
+
+    >>> costs = Costs()
+    >>> for draft_len, draft, verify in ((0, 0.0, 5.0), (0, 0.0, 900.0), (0, 0.0, 5.0), (4, 8.0, 7.0)):
+    ...     costs.add(1, draft_len, draft, verify)
+    >>> costs.rounds(2, (0, 2, 4)).tolist()
+    [[5.0, 10.0, 15.0], [5.0, 10.0, 15.0]]
+    """
+
+    def __init__(self, window: int = 31, *, guess: float = 0.1) -> None:
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        if not (isfinite(guess) and guess >= 0):
+            raise ValueError(f"guess must be finite and at least 0, got {guess}")
+        self._window, self._guess = window, guess
+        self._draft: dict[int, deque[float]] = {}
+        self._verify: dict[int, deque[float]] = {}
+
+    def add(self, drafter: int, draft_len: int, draft: float, verify: float) -> None:
+        """Take note of a round.
+
+        Args:
+            drafter: which one drafted.
+            draft_len: drafted tokens (levels, of a tree), at least 0.
+            draft: seconds of drafting; of no meaning where nothing was drafted.
+            verify: seconds of the target's forward and of verification.
+
+        Raises:
+            ValueError: if the seconds are negative or not finite.
+        """
+        for name, value in (("draft", draft), ("verify", verify)):
+            if not (isfinite(value) and value >= 0):
+                raise ValueError(f"seconds of {name} must be finite and at least 0, got {value}")
+        if draft_len:
+            self._draft.setdefault(drafter, deque(maxlen=self._window)).append(draft / draft_len)
+        self._verify.setdefault(draft_len, deque(maxlen=self._window)).append(verify)
+
+    def draft(self, n: int) -> Floats:
+        """Seconds per drafted token of drafters ``0 .. n - 1``, ``(n,)``.
+
+        One that has not drafted yet is taken for as fast as the fastest that has, so that it is tried where
+        its acceptance deserves it; if none has, for as fast as is guessed.
+
+        Raises:
+            ValueError: if no round is known.
+        """
+        known = {i: float(np.median(seconds)) for i, seconds in self._draft.items() if i < n}
+        least = min(known.values()) if known else self._guess * float(self.verify([0])[0])
+        return np.array([known.get(i, least) for i in range(n)])
+
+    def verify(self, lengths: Sequence[int]) -> Floats:
+        """Seconds of verification at each of some draft lengths.
+
+        The isotonic regression of the medians (weights: rounds), linear between measured lengths and, at
+        their mean slope, beyond the longest one; before the shortest one constant.
+
+        Raises:
+            ValueError: if no round is known.
+        """
+        if not self._verify:
+            raise ValueError("no round is known: add one first")
+        known = sorted(self._verify)
+        rounds = [len(self._verify[k]) for k in known]
+        level = isotonic([float(np.median(self._verify[k])) for k in known], rounds)
+        slope = (level[-1] - level[0]) / max(known[-1] - known[0], 1)
+        beyond = np.maximum(as_floats(lengths) - known[-1], 0) * slope
+        return np.asarray(np.interp(lengths, known, level) + beyond)
+
+    def rounds(self, n: int, lengths: Sequence[int]) -> Floats:
+        """Seconds of a round by drafter and draft length, ``(n, len(lengths))``."""
+        return self.draft(n)[:, None] * as_floats(lengths) + self.verify(lengths)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is remembered, as plain JSON types."""
+        return {
+            name: {str(key): [*seconds] for key, seconds in kept.items()}
+            for name, kept in (("draft", self._draft), ("verify", self._verify))
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Remember what ``state_dict`` gave, and nothing else."""
+        self._draft, self._verify = (
+            {int(key): deque(seconds, self._window) for key, seconds in saved[name].items()}
+            for name in ("draft", "verify")
+        )
+
+
+def isotonic(values: Sequence[float], weights: Sequence[float]) -> Floats:
+    """The nondecreasing sequence next to ``values`` in weighted least squares.
+
+    By the max-min formula ``max_{a <= j} min_{b >= j} mean(values[a .. b])``; for few values.
+
+    >>> isotonic([1.0, 4.0, 2.0, 5.0], [1, 1, 1, 1]).tolist()
+    [1.0, 3.0, 3.0, 5.0]
+    """
+    places = range(len(values))
+    means = {
+        (a, b): float(np.average(values[a : b + 1], weights=weights[a : b + 1]))
+        for a in places
+        for b in places[a:]
+    }
+    return np.array([max(min(means[a, b] for b in places[j:]) for a in places[: j + 1]) for j in places])
+
+
 @dataclass(frozen=True)
 class Token:
     """Objective: the token loss. It needs one position, so nothing is ever late."""
 
     window = 1
+    lengths: ClassVar = (None,)
 
     def __call__(self, gamma: Floats, realised: Floats) -> Floats:
         """Return ``token_loss`` of the first depth, ``(positions, n)``."""
@@ -146,6 +294,7 @@ class Length:
 
     draft_len: int
     plug_in: bool = False
+    lengths: ClassVar = (None,)
 
     def __post_init__(self) -> None:
         _at_least_one(self.draft_len)
@@ -159,6 +308,93 @@ class Length:
         """Return the length losses, ``(positions - draft_len + 1, n)``."""
         length = expected_length(gamma, gamma if self.plug_in else realised, self.draft_len)
         return np.asarray(length_loss(length, self.draft_len))
+
+
+class Time:
+    """Objective: seconds per token. Its experts are pairs of a drafter and a draft length.
+
+    Length 0 is plain decoding, which needs no drafter: it is there once a drafter and is the same for all of
+    them. One evaluation scores all pairs, since a position's window holds those of all shorter drafts. Losses
+    are ``time_loss`` at the costs in force and at the least seconds per token that any pair has had so far,
+    mean seconds over mean length; each is released when the longest window is complete. What the evaluation
+    itself costs is the same for all pairs, so it is no part of the comparison: see docs/theory.md.
+
+    A ``Selector`` works on a copy, so that of two queries only the costs are shared.
+
+    Args:
+        draft_len: K, at least 1.
+        lengths: drafted tokens to choose from, ascending, from 0 on, at most ``draft_len``; None is 0, 1, 2,
+            4, ... and ``draft_len``.
+        costs: of rounds; None starts without any.
+        plain: prior weight of plain decoding, in (0, 1); the rest is shared by all other pairs alike.
+
+    Raises:
+        ValueError: naming the argument that is out of its range.
+
+    >>> Time(6).lengths
+    (0, 1, 2, 4, 6)
+    """
+
+    def __init__(
+        self,
+        draft_len: int,
+        *,
+        lengths: Iterable[int] | None = None,
+        costs: Costs | None = None,
+        plain: float = 0.5,
+    ) -> None:
+        powers = {2**k for k in range(_at_least_one(draft_len).bit_length())}
+        found = tuple(sorted({0, draft_len, *powers}) if lengths is None else lengths)
+        if found[:1] != (0,) or len(found) < 2 or sorted({*found}) != [*found] or found[-1] > draft_len:
+            raise ValueError(f"lengths must ascend from 0 to at most {draft_len}, two at least, got {found}")
+        if not 0 < plain < 1:
+            raise ValueError(f"plain must lie in (0, 1), got {plain}")
+        self.lengths: tuple[int, ...] = found
+        self.costs = Costs() if costs is None else costs
+        self.plain = plain
+        # sums of lengths, by pair, and positions; at first one position at which nothing is accepted
+        self._total: Any = 1.0
+        self._positions = 1
+
+    @property
+    def window(self) -> int:
+        """The longest of ``lengths``."""
+        return self.lengths[-1]
+
+    def prior(self, n: int) -> Floats:
+        """Law of the first choice over pairs, drafter by drafter, ``(n * len(lengths),)``."""
+        drafts = len(self.lengths) - 1
+        return np.tile([self.plain, *[(1 - self.plain) / drafts] * drafts], n) / n
+
+    def __call__(self, gamma: Floats, realised: Floats) -> Floats:
+        """Return the time losses, ``(positions - window + 1, n * len(lengths))``, drafter by drafter.
+
+        Raises:
+            ValueError: if no round's seconds are known.
+        """
+        windows, n = max(len(gamma) - self.window + 1, 0), gamma.shape[-1]
+        length = np.ones((windows, n, len(self.lengths)))
+        for column, k in enumerate(self.lengths):
+            if k:
+                length[..., column] = expected_length(gamma, realised, k)[:windows]
+        seconds = self.costs.rounds(n, self.lengths)
+        sums = self._total + np.cumsum(length, 0)
+        means = (sums - length) / np.arange(self._positions, self._positions + windows)[:, None, None]
+        if windows:  # a new array: of copies of this object each has its own
+            self._total, self._positions = sums[-1], self._positions + windows
+        rates = (seconds / means).min((1, 2))
+        arms = np.tile(self.lengths, n)
+        return time_loss(length.reshape(windows, len(arms)), seconds.ravel(), rates, arms)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is known of the query and of costs, as plain JSON types."""
+        total = np.asarray(self._total).tolist()
+        return {"total": total, "positions": self._positions, "costs": self.costs.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from ``state_dict()``; the costs become those saved."""
+        self._total, self._positions = np.array(saved["total"]), saved["positions"]
+        self.costs.load_state_dict(saved["costs"])
 
 
 def _at_least_one(draft_len: int) -> int:

@@ -13,7 +13,7 @@ from nab.decode import Evaluation, Round, decode, until
 from nab.losses import Length, Token, expected_rounds
 from nab.pool import Pool
 from nab.schemes import Scheme
-from nab.selector import Chooses, Wrapped
+from nab.selector import Chooses, Spent, Wrapped
 from nab.sim.regret import regret
 from nab.sim.replay import replay, round_lengths
 from nab.types import Floats, LanguageModel, Objective
@@ -33,19 +33,21 @@ class Audit(Wrapped):
         super().__init__(selector)
         self._scores: list[tuple[Floats, Floats]] = []
         self._pending: Evaluation | None = None
-        self.asked = False
 
-    def observe(self, emitted: int, evaluate: Any) -> tuple[Floats, Floats] | None:
+    def observe(
+        self, emitted: int, evaluate: Any, *, seconds: Spent | None = None
+    ) -> tuple[Floats, Floats] | None:
         """Pass the round on; remember its scores, or that they are still to be had."""
-        scores = self._selector.observe(emitted, evaluate)
+        scores = self._selector.observe(emitted, evaluate, seconds=seconds)
         if scores is None:
             self._pending = self._pending + evaluate if self._pending else evaluate
             return None
-        self.asked = True
-        if len(scores[0]) > emitted:
-            self._pending = None  # the selector waited, and has now asked for everything since
+        unscored = emitted
+        if self._pending and len(scores[0]) > emitted:  # it waited, and has now asked for everything since
+            unscored += len(self._pending.tokens) - self._pending.start
+            self._pending = None
         self.settle()
-        self._scores.append(scores)
+        self._scores.append((scores[0][-unscored:], scores[1][-unscored:]))
         return scores
 
     def settle(self, at_least: int = 1) -> None:
@@ -127,8 +129,13 @@ class Query:
         return gamma[: len(self.tokens)], realised[: len(self.tokens)]
 
     def unasked_scores(self) -> tuple[Floats, Floats] | tuple[()]:
-        """``scores`` where the rounds themselves do not hold them, for the record."""
-        return () if self.audit is None or self.audit.asked else self.scores()
+        """``scores`` of the positions behind the last round that holds any itself, for the record."""
+        if self.audit is None:
+            return ()
+        asked = [k for k, round_ in enumerate(self.rounds, 1) if round_.gamma is not None]
+        held = sum(len(round_.emitted) for round_ in self.rounds[: max(asked, default=0)])
+        gamma, realised = self.scores()
+        return (gamma[held:], realised[held:]) if len(gamma) > held or not asked else ()
 
     def single_rounds(self) -> Floats:
         """Mean rounds each drafter alone would have needed for the scored part of this answer, ``(n,)``."""
@@ -163,7 +170,8 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
 
     ``mean_acceptance_length`` is emitted tokens per target forward, the recovered or bonus token included, in
     [1, draft_len + 1] (plain decoding has 1); ``draft_acceptance_rate`` accepted over drafted tokens, None if
-    none was drafted; ``acceptance_histogram[k]`` the rounds with k accepted tokens; ``selection_share`` the
+    none was drafted; ``drafted_share`` the share of rounds by drafted tokens, ``plain_share`` that of rounds
+    without any; ``acceptance_histogram[k]`` the rounds with k accepted tokens; ``selection_share`` the
     share of time spent evaluating drafters and updating the learner; ``regret`` the sum over queries of the
     regret against the best single drafter of each query in hindsight, in units of the loss and in rounds.
     ``benched`` is the number of queries in which a drafter failed. ``single_drafters`` is the mean acceptance
@@ -172,13 +180,15 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
     names, draft_len = queries[0].names, queries[0].draft_len
     rounds = [round_ for query in queries for round_ in query.rounds]
     tokens = sum(len(r.emitted) for r in rounds)
-    drafted = sum(r.drafted for r in rounds)
+    drafted, drafts = sum(r.drafted for r in rounds), Counter(r.drafted for r in rounds)
     seconds = np.array([r.seconds for r in rounds]).reshape(-1, 3).sum(0)
     found: dict[str, Any] = {
         "num_tokens": tokens,
         "num_spec_steps": len(rounds),
         "mean_acceptance_length": tokens / max(len(rounds), 1),
         "draft_acceptance_rate": sum(r.accepted for r in rounds) / drafted if drafted else None,
+        "drafted_share": {str(k): drafts[k] / len(rounds) for k in sorted(drafts)},
+        "plain_share": drafts[0] / len(rounds) if rounds else None,
         "acceptance_histogram": np.bincount([r.accepted for r in rounds], minlength=draft_len + 1).tolist(),
         "tokens_per_second": tokens / seconds.sum() if rounds else None,
         "selection_share": seconds[2] / seconds.sum() if rounds else None,

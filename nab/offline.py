@@ -46,6 +46,8 @@ def _replay(
     out: Path | None,
     as_json: bool,
 ) -> None:
+    if objective == "time":
+        raise ValueError("replays know the objectives token and length only: a text has no times of its own")
     if out:
         plots.check(out / "replay.png")
     found = [read_trace(path) for path in traces]

@@ -11,7 +11,7 @@ import numpy as np
 from nab import learners
 from nab.experiment import FIXED, PLAIN
 from nab.learners import bandits
-from nab.losses import Length, Token, expected_rounds
+from nab.losses import Length, Time, Token, expected_rounds
 from nab.selector import BanditSelector, Chooses, Constant, Pick, Selector, argmax, draw
 from nab.sim.regret import lost
 from nab.sim.replay import Replayed, replay, round_lengths
@@ -41,8 +41,15 @@ ARGMAX = ["hedge .93", "fixed-share .03"]
 """Learners whose mode is played too; that of ``normal-hedge .93`` is that of ``hedge .93``."""
 
 
-OBJECTIVES: dict[str, Callable[[int], Objective]] = {"token": lambda draft_len: Token(), "length": Length}
-"""From the draft length."""
+OBJECTIVES: dict[str, Callable[[int], Objective]] = {
+    "token": lambda draft_len: Token(),
+    "length": Length,
+    "time": Time,
+}
+"""From the draft length; the selectors of one time objective share what they measure of costs."""
+
+TIMED = "normal-hedge"
+"""Learner whose mode is played too under the time objective, where drawing costs most."""
 
 
 class Policy(NamedTuple):
@@ -68,6 +75,8 @@ def policies(n: int, draft_len: int, objective: Objective) -> dict[str, Policy]:
         "epsilon-greedy": bandits.EpsilonGreedy(),
     }
 
+    modes = [*ARGMAX, TIMED] if isinstance(objective, Time) else ARGMAX
+
     def full(learner: Learner[Any], pick: Pick, seed: Any) -> Chooses:
         return Selector(learner, n, objective=objective, pick=pick, rng=seed)
 
@@ -76,7 +85,7 @@ def policies(n: int, draft_len: int, objective: Objective) -> dict[str, Policy]:
 
     return {
         **{name: Policy("learner", partial(full, each, draw)) for name, each in LEARNERS.items()},
-        **{f"{name} argmax": Policy("argmax", partial(full, LEARNERS[name], argmax)) for name in ARGMAX},
+        **{f"{name} argmax": Policy("argmax", partial(full, LEARNERS[name], argmax)) for name in modes},
         **{name: Policy("bandit", partial(bandit, each)) for name, each in played.items()},
         "uniform": Policy("uniform", lambda seed: Constant(np.full(n, 1 / n), rng=seed)),
     }
@@ -163,7 +172,7 @@ def replayed(
     Args:
         answers: see ``texts``.
         draft_len: drafted tokens a round, at least 1; not necessarily the one recorded.
-        objective: of the learners.
+        objective: of the learners, token or length: a text does not say what other rounds would have cost.
         replays: of each policy, at least 1.
         seed: of the draws.
     """

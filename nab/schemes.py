@@ -12,7 +12,7 @@ scheme, since a verified text settles the node such a round has reached.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from typing import Any, ClassVar, Protocol
@@ -60,6 +60,9 @@ class Scheme(Protocol):
         Raises:
             ValueError: if one of its laws is none.
         """
+
+    def cut(self, draft_len: int) -> Scheme:
+        """The same scheme with fewer levels, between 1 and its own ``draft_len``."""
 
     def by_depth(
         self, drafter: LanguageModel, tokens: Sequence[int], start: int, p: Sequence[Law], begin: int
@@ -128,6 +131,10 @@ class Levels:
 
         branching = any(rule.width > 1 for rule in self.rules)
         return _grown(drafter, tokens, vocab, self.draft_len, children, branching=branching)
+
+    def cut(self, draft_len: int) -> Levels:
+        """The first levels."""
+        return Levels(self.rules[:draft_len])
 
     def by_depth(
         self, drafter: LanguageModel, tokens: Sequence[int], start: int, p: Sequence[Law], begin: int
@@ -205,6 +212,10 @@ class StaticTree:
 
         return _grown(drafter, tokens, vocab, self.draft_len, children)
 
+    def cut(self, draft_len: int) -> StaticTree:
+        """Without the longer paths."""
+        return StaticTree([path for path in self.paths if len(path) <= draft_len])
+
     def by_depth(
         self, drafter: LanguageModel, tokens: Sequence[int], start: int, p: Sequence[Law], begin: int
     ) -> tuple[Floats, Floats]:
@@ -268,6 +279,10 @@ class DynamicTree:
             chosen=lambda new: likeliest(new, self.width),
         )
         return draft.part(likeliest(range(len(draft.tokens)), self.nodes))
+
+    def cut(self, draft_len: int) -> DynamicTree:
+        """As many nodes on fewer levels: at their depths it accepts no less than the whole tree."""
+        return replace(self, draft_len=draft_len)
 
     def by_depth(
         self, drafter: LanguageModel, tokens: Sequence[int], start: int, p: Sequence[Law], begin: int

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.learners import flat, restored
-from nab.learners.border import whole
-from nab.losses import Token, by_depth, expected_length
+from nab.learners.border import checked, whole
+from nab.losses import Time, Token, by_depth, expected_length
 from nab.sampling import transport
 from nab.types import Bandit, Evaluate, Floats, Learner, Objective, as_floats
 
@@ -20,6 +21,10 @@ class Before(NamedTuple):
 
     choice: int
     probs: Floats
+
+
+Spent = tuple[float, float]
+"""Seconds that a round spent drafting, and in the target's forward and verification."""
 
 
 Pick = Callable[[Floats, Callable[[], float], "Before | None"], int]
@@ -73,16 +78,37 @@ class Chooses(Protocol):
     def probs(self) -> Floats:
         """The law ``choice`` was drawn from, ``(n,)``."""
 
-    def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats] | None:
+    @property
+    def draft_len(self) -> int | None:
+        """Tokens to draft in the coming round, 0 for plain decoding; None for all that the decoder drafts."""
+
+    def observe(
+        self, emitted: int, evaluate: Evaluate, *, seconds: Spent | None = None
+    ) -> tuple[Floats, Floats] | None:
         """Take note of a finished round that emitted ``emitted >= 1`` tokens.
 
         Args:
             emitted: tokens emitted, between 1 and the draft length plus 1.
             evaluate: call it for the acceptance probabilities of the verified positions; a selector that
                 does not need them never pays for them.
+            seconds: that the round spent drafting and verifying; only the time objective needs them.
 
         Returns:
             What ``evaluate`` returned, for the record, or None if it was not called.
+        """
+
+
+class Skips(Chooses, Protocol):
+    """A selector that can play a round whose positions are scored later: what ``Lazy`` needs."""
+
+    @property
+    def leading(self) -> tuple[Any, float]:
+        """What has the largest weight now, and that weight."""
+
+    def skip(self, emitted: int, *, seconds: Spent | None = None) -> None:
+        """Take note of a finished round and choose again, by the law in force.
+
+        The next ``observe`` has to bring its positions too, before its own.
         """
 
 
@@ -91,12 +117,13 @@ class Selector:
 
     Losses of a position are released when the objective's window of verified positions behind it is complete,
     for all drafters together, and reach the learner in order with the law that was played at the position
-    (Liu et al. 2025, section 4).
+    (Liu et al. 2025, section 4). Under the time objective the learner's experts are pairs of a drafter and a
+    draft length; ``law`` is over them, ``probs`` what it gives to each drafter.
 
     Args:
         learner: see ``nab.learners``.
         n: number of drafters, at least 1.
-        objective: what to minimise; by default the token loss.
+        objective: what to minimise; by default the token loss. It is copied.
         pick: ``draw`` (default) draws the choice from the learner's law, ``argmax`` takes its mode,
             ``coupled`` draws so that it seldom changes.
         rng: anything ``numpy.random.default_rng`` takes.
@@ -119,28 +146,50 @@ class Selector:
         rng: Any = None,
     ) -> None:
         self.learner = learner
-        self.objective = objective or Token()
-        self.state = learner.init(n)
+        self.objective = copy(objective or Token())  # what it knows of a query stays with the query
+        if isinstance(self.objective, Time):
+            prior = self.objective.prior(n)
+            self.state = learner.init(len(prior), prior=prior)
+        else:
+            self.state = learner.init(n)
         self._pick = pick
         self._rng = np.random.default_rng(rng)
-        # gamma, realised, played of positions not yet released
-        self._pending: tuple[Any, ...] = (np.empty((0, n)),) * 3
         self._choose(None)
+        # gamma, realised, played of positions not yet released
+        self._pending: tuple[Any, ...] = *(np.empty((0, n)),) * 2, np.empty((0, len(self.law)))
 
     def _choose(self, before: Before | None) -> None:
-        self.probs = self.learner.probs(self.state)
-        self.choice = self._pick(self.probs, self._rng.random, before)
+        self.law = self.learner.probs(self.state)
+        self._expert = self._pick(self.law, self._rng.random, before)
+        self._place()
 
-    def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
+    def _place(self) -> None:
+        """What the learner's choice and law say of drafters and draft lengths."""
+        lengths = self.objective.lengths
+        self.choice, column = divmod(self._expert, len(lengths))
+        self.draft_len = lengths[column]
+        self.probs = self.law if len(lengths) == 1 else self.law.reshape(-1, len(lengths)).sum(1)
+
+    def _note(self, seconds: Spent | None) -> None:
+        """What the finished round cost, where that matters."""
+        if isinstance(self.objective, Time):
+            if seconds is None:
+                raise ValueError("the time objective needs the seconds of each round, got None")
+            self.objective.costs.add(self.choice, int(self.draft_len or 0), *seconds)
+
+    def observe(
+        self, emitted: int, evaluate: Evaluate, *, seconds: Spent | None = None
+    ) -> tuple[Floats, Floats]:
         """Score all drafters on the new positions, feed the losses that are complete, choose again.
 
         Raises:
             ValueError: on scores that are not in [0, 1], or not of shape ``(positions, n)``, or
-                ``(positions, depths, n)`` by depth.
+                ``(positions, depths, n)`` by depth; under the time objective, without ``seconds``.
         """
+        self._note(seconds)
         gamma, realised = evaluate()
         check_scores(gamma, realised, len(self.probs))
-        played = np.tile(self.probs, (len(gamma), 1))
+        played = np.tile(self.law, (len(gamma), 1))
         known: tuple[Any, ...] = as_floats(gamma), as_floats(realised), played
         if len(self._pending[0]):
             known = tuple(map(np.concatenate, zip(self._pending, known, strict=True)))
@@ -148,15 +197,32 @@ class Selector:
         for loss, law in zip(losses, known[2], strict=False):
             self.state = self.learner.update(self.state, loss, law)
         self._pending = tuple(each[len(losses) :] for each in known)
-        self._choose(Before(self.choice, self.probs))
+        self._choose(Before(self._expert, self.law))
         return gamma, realised
+
+    @property
+    def leading(self) -> tuple[int, float]:
+        """The likeliest expert and its weight; the copies of plain decoding count as one."""
+        law, lengths = self.law.copy(), self.objective.lengths
+        if 0 in lengths:
+            copies = law[lengths.index(0) :: len(lengths)]
+            copies[0], copies[1:] = copies.sum(), 0
+        first = int(law.argmax())
+        return first, float(law[first])
+
+    def skip(self, emitted: int, *, seconds: Spent | None = None) -> None:
+        """Choose again by the law in force; the next ``observe`` has to bring this round's positions too."""
+        self._note(seconds)
+        self._choose(Before(self._expert, self.law))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON types, exact to the last bit."""
+        timed = {"objective": self.objective.state_dict()} if isinstance(self.objective, Time) else {}
         return {
             "learner": _plain(self.state),
             "pending": [each.tolist() for each in self._pending],
-            **_choice_dict(self),
+            **_choice_dict(self._expert, self.law, self._rng),
+            **timed,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -165,11 +231,16 @@ class Selector:
         Raises:
             ValueError: on another ``n``.
         """
-        _check_size(saved, len(self.probs))
+        _check_size(saved, len(self.law))
         self.state = restored(self.state, saved["learner"])
-        empty = np.empty((0, len(self.probs)))
-        self._pending = tuple(np.array(each) if each else empty for each in saved["pending"])
-        _load_choice(self, saved)
+        empty = [each[:0] for each in self._pending]
+        saved_pending = zip(saved["pending"], empty, strict=True)
+        self._pending = tuple(np.array(each) if each else none for each, none in saved_pending)
+        if isinstance(self.objective, Time):
+            self.objective.load_state_dict(saved["objective"])
+        self._expert, self.law = saved["choice"], np.array(saved["probs"])
+        self._rng.bit_generator.state = saved["rng"]
+        self._place()
 
 
 class BanditSelector:
@@ -210,7 +281,7 @@ class BanditSelector:
         self.probs = self.bandit.probs(self.state)
         self.choice = draw(self.probs, self._rng.random)
 
-    def observe(self, emitted: int, evaluate: Evaluate) -> None:
+    def observe(self, emitted: int, evaluate: Evaluate, *, seconds: Spent | None = None) -> None:
         """Tell the bandit what its round missed, choose again.
 
         Raises:
@@ -224,7 +295,7 @@ class BanditSelector:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON types, exact to the last bit."""
-        return {"bandit": _plain(self.state), **_choice_dict(self)}
+        return {"bandit": _plain(self.state), **_choice_dict(self.choice, self.probs, self._rng)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from ``state_dict()`` of a selector made with the same bandit, ``n`` and ``draft_len``.
@@ -234,7 +305,8 @@ class BanditSelector:
         """
         _check_size(saved, len(self.probs))
         self.state = restored(self.state, saved["bandit"])
-        _load_choice(self, saved)
+        self.choice, self.probs = saved["choice"], np.array(saved["probs"])
+        self._rng.bit_generator.state = saved["rng"]
 
 
 def check_scores(gamma: Any, realised: Any, n: int, *, least: int = 1) -> None:
@@ -253,20 +325,9 @@ def check_scores(gamma: Any, realised: Any, n: int, *, least: int = 1) -> None:
         raise ValueError(f"gamma has shape {np.shape(gamma)}, realised {np.shape(realised)}: must be equal")
 
 
-def _choice_dict(selector: Selector | BanditSelector) -> dict[str, Any]:
+def _choice_dict(choice: int, law: Floats, rng: np.random.Generator) -> dict[str, Any]:
     """The choice, its law and the draws to come, as plain JSON types."""
-    return {
-        "choice": selector.choice,
-        "probs": selector.probs.tolist(),
-        "rng": selector._rng.bit_generator.state,
-    }
-
-
-def _load_choice(selector: Selector | BanditSelector, saved: dict[str, Any]) -> None:
-    """Put back what ``_choice_dict`` took."""
-    selector.choice = saved["choice"]
-    selector.probs = np.array(saved["probs"])
-    selector._rng.bit_generator.state = saved["rng"]
+    return {"choice": choice, "probs": law.tolist(), "rng": rng.bit_generator.state}
 
 
 def _plain(state: Any) -> dict[str, Any]:
@@ -290,6 +351,8 @@ class Constant:
         ValueError: if ``probs`` is no distribution.
     """
 
+    draft_len = None
+
     def __init__(self, probs: ArrayLike | Sequence[float], *, rng: Any = None) -> None:
         self.probs = as_floats(probs)
         if self.probs.ndim != 1 or not (self.probs >= 0).all() or abs(self.probs.sum() - 1) > 1e-9:
@@ -297,7 +360,7 @@ class Constant:
         self._rng = np.random.default_rng(rng)
         self.choice = draw(self.probs, self._rng.random)
 
-    def observe(self, emitted: int, evaluate: Evaluate) -> None:
+    def observe(self, emitted: int, evaluate: Evaluate, *, seconds: Spent | None = None) -> None:
         """Choose again."""
         self.choice = draw(self.probs, self._rng.random)
 
@@ -317,6 +380,84 @@ class Wrapped:
     def probs(self) -> Floats:
         """The law ``choice`` was drawn from, ``(n,)``."""
         return self._selector.probs
+
+    @property
+    def draft_len(self) -> int | None:
+        """The wrapped selector's draft length."""
+        return self._selector.draft_len
+
+
+class Lazy(Wrapped):
+    """Has all drafters scored behind every m-th round only, or more seldom while one of them leads.
+
+    The positions of the rounds between are scored then too, in one longer forward of each drafter. So the
+    learner gets the losses that it would have got every round, in the same order and with the laws that were
+    played, only later: with a delay of d rounds the regret bound of Hedge grows to ``sqrt((2 d + 1) T ln n /
+    2)`` (``nab.sim.bounds.hedge_delayed``). Between, each round draws anew from the law in force.
+
+    Args:
+        selector: a fresh ``Selector``, or a ``Corrected`` around one.
+        every: m, rounds from one scoring to the next, at least 1.
+        above: in (0, 1]; None is never. While the same drafter has at least this weight, each wait is twice
+            the last one; as soon as another leads, or none so clearly, waits are ``every`` rounds again.
+        most: rounds to wait at most, at least ``every``. The target's laws of so many rounds are held.
+
+    Raises:
+        ValueError: on an argument outside its range, or a selector that cannot skip a round.
+
+    >>> from nab import Hedge, Selector
+    >>> from nab.sim.replay import replay
+    >>> never = np.zeros((7, 2))
+    >>> [each.scored for each in replay(Lazy(Selector(Hedge(), 2), every=3), never, never, draft_len=4)]
+    [0, 0, 3, 0, 0, 3, 0]
+    """
+
+    _selector: Skips
+
+    def __init__(
+        self, selector: Skips, *, every: int = 1, above: float | None = None, most: int = 128
+    ) -> None:
+        whole("every", every, 1)
+        whole("most", most, every)
+        if above is not None:
+            checked("above", above, high=1, closed=True)
+        if not hasattr(selector, "skip"):
+            raise ValueError(f"selector must be one that can skip rounds, got {type(selector).__name__}")
+        super().__init__(selector)
+        self._every, self._above, self._most = every, above, most
+        self._rounds, self._wait = 0, every  # since the last scoring, and to the next
+        self._pending: Any = None
+        self._leader, _ = selector.leading
+
+    def observe(
+        self, emitted: int, evaluate: Any, *, seconds: Spent | None = None
+    ) -> tuple[Floats, Floats] | None:
+        """Pass a round on with its scores and those of the rounds before that wait for theirs, or wait.
+
+        Args:
+            emitted: see ``Chooses``.
+            evaluate: what can be added to that of the next round, see ``nab.decode.Evaluation``.
+            seconds: see ``Chooses``.
+
+        Returns:
+            The scores of all rounds since the last ones, or None.
+        """
+        waiting = evaluate if self._pending is None else self._pending + evaluate
+        self._rounds += 1
+        if self._rounds < self._wait:
+            self._pending = waiting
+            self._selector.skip(emitted, seconds=seconds)
+            return None
+        scores = self._selector.observe(emitted, waiting, seconds=seconds)
+        self._pending, self._rounds = None, 0
+        self._wait = self._next_wait(*self._selector.leading)
+        return scores
+
+    def _next_wait(self, leader: Any, weight: float) -> int:
+        before, self._leader = self._leader, leader
+        if self._above is None or weight < self._above or leader != before:
+            return self._every
+        return min(2 * self._wait, self._most)
 
 
 class Corrected(Wrapped):
@@ -338,6 +479,8 @@ class Corrected(Wrapped):
         ValueError: naming the argument that is out of its range, or of another shape.
     """
 
+    _selector: Selector
+
     def __init__(
         self, selector: Selector, draft_len: int, *, prior: float = 8.0, counts: ArrayLike | None = None
     ) -> None:
@@ -350,6 +493,7 @@ class Corrected(Wrapped):
         if not 0 <= prior < np.inf:
             raise ValueError(f"prior must be a finite number of at least 0, got {prior}")
         self._prior = prior
+        self._skipped: list[tuple[int, int | None, int]] = []  # of rounds not scored yet: see _count
 
     @property
     def factors(self) -> Floats:
@@ -358,17 +502,38 @@ class Corrected(Wrapped):
         ones = np.ones_like(accepted)
         return np.asarray(np.divide(accepted, expected, out=ones, where=expected > 0))
 
-    def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
+    def observe(
+        self, emitted: int, evaluate: Evaluate, *, seconds: Spent | None = None
+    ) -> tuple[Floats, Floats]:
         """Score all drafters on the new positions; correct, count, hand on."""
         gamma, realised = evaluate()
-        choice, deep = self.choice, by_depth(as_floats(gamma), self.counts.shape[1])
-        for k, row in enumerate(deep[-emitted:][: self.counts.shape[1]]):
-            if k:
-                self.counts[:, k, choice] += k < emitted - 1, row[k, choice]
+        deep = by_depth(as_floats(gamma), self.counts.shape[1])
+        rounds = [*self._skipped, (self.choice, self.draft_len, emitted)]
+        self._skipped = []
+        start = len(deep) - sum(length for *_, length in rounds)
+        for choice, drafted, length in rounds:
+            self._count(choice, drafted, length, deep[start : start + length])
+            start += length
         scores = deep, by_depth(as_floats(realised), self.counts.shape[1])
         corrected = [(each * self.factors).clip(max=1) for each in scores]
-        self._selector.observe(emitted, lambda: (corrected[0], corrected[1]))
+        self._selector.observe(emitted, lambda: (corrected[0], corrected[1]), seconds=seconds)
         return gamma, realised
+
+    def _count(self, choice: int, draft_len: int | None, emitted: int, gamma: Floats) -> None:
+        """Tokens accepted and expected of one round, at the depths behind the first that it drafted."""
+        for k, row in enumerate(gamma[: self.counts.shape[1] if draft_len is None else draft_len]):
+            if k:
+                self.counts[:, k, choice] += k < emitted - 1, row[k, choice]
+
+    @property
+    def leading(self) -> tuple[int, float]:
+        """Of the selector inside."""
+        return self._selector.leading
+
+    def skip(self, emitted: int, *, seconds: Spent | None = None) -> None:
+        """Pass the round on; count it when its positions are scored."""
+        self._skipped.append((self.choice, self.draft_len, emitted))
+        self._selector.skip(emitted, seconds=seconds)
 
 
 class Censored(Wrapped):
@@ -394,7 +559,9 @@ class Censored(Wrapped):
         super().__init__(selector)
         self._draft_len = draft_len
 
-    def observe(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
+    def observe(
+        self, emitted: int, evaluate: Evaluate, *, seconds: Spent | None = None
+    ) -> tuple[Floats, Floats]:
         """Score all drafters on the new positions, learn from their one censored length, choose again."""
         gamma, realised = evaluate()
         seen = min(len(gamma), self._draft_len)

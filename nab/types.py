@@ -79,8 +79,15 @@ class Objective(Protocol):
     def window(self) -> int:
         """Consecutive verified positions that one loss needs, at least 1."""
 
+    @property
+    def lengths(self) -> tuple[int | None, ...]:
+        """Draft lengths to choose from: experts are pairs of a drafter and one of them, drafter by drafter.
+
+        ``(None,)`` where only drafters are chosen, and the decoder's draft length is always drafted.
+        """
+
     def __call__(self, gamma: Floats, realised: Floats) -> Floats:
-        """Acceptance probabilities to ``(positions - window + 1, n)`` losses in [0, 1].
+        """Acceptance probabilities to ``(positions - window + 1, n * len(lengths))`` losses in [0, 1].
 
         Both are ``(positions, n)``, or ``(positions, depths, n)`` by depth: see ``nab.losses``.
         """

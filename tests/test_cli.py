@@ -18,6 +18,7 @@ from nab import prompts
 from nab.backends.session import Divergence
 from nab.cli import main
 from nab.console import View
+from nab.sim import read_trace
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_run_prints_one_json_object_and_writes_trace_and_picture(folder, tmp_pat
 
 
 @pytest.mark.parametrize("selector", ["hedge", "uniform", "fixed:lookup", "normal-hedge"])
-@pytest.mark.parametrize("objective", ["token", "length"])
+@pytest.mark.parametrize("objective", ["token", "length", "time"])
 def test_every_selector_is_measured_alike(folder, selector, objective, tmp_path):
     trace = tmp_path / "t.jsonl"
     more = ["--selector", selector, "--objective", objective, "--json", "--trace", trace, "--limit", 1]
@@ -95,14 +96,39 @@ def test_every_selector_is_measured_alike(folder, selector, objective, tmp_path)
     query = json.loads(result.stdout)["queries"][0]
     record = next(r for r in map(json.loads, trace.read_text().splitlines()) if r["kind"] == "query")
     asked = selector in ("hedge", "normal-hedge")
-    assert ("gamma" in record) is not asked  # who does not ask is scored after the fact
+    if objective != "time":
+        assert ("gamma" in record) is not asked  # who does not ask is scored after the fact
     if not asked:
         assert len(record["gamma"]) == query["num_tokens"]
+    assert len(read_trace(trace).queries[0].gamma) == query["num_tokens"]
+    assert sum(query["drafted_share"].values()) == pytest.approx(1)
+    assert query["plain_share"] == query["drafted_share"].get("0", 0)
     if selector == "fixed:lookup":
         assert query["choice_share"]["lookup"] == 1
         losses = 1 - np.array(record["gamma"])
         best = losses.sum(0).min()
         assert query["regret"]["token"] == pytest.approx(losses[:, 1].sum() - best, abs=1e-9)
+
+
+@pytest.mark.parametrize("evaluation", ["first", "corrected"])
+def test_a_lazy_run_has_all_scores_in_its_trace(folder, evaluation, tmp_path):
+    trace = tmp_path / "t.jsonl"
+    options = ["--lazy", 3, "--objective", "length", "--evaluation", evaluation, "--limit", 1, "--json"]
+    result = nab(*arguments(folder, "run", "--trace", trace, *options))
+    assert result.exit_code == 0, result.output
+    for query in read_trace(trace).queries:
+        assert len(query.gamma) == len(query.tokens)
+        asked = [k for k, round_ in enumerate(query.rounds, 1) if round_.gamma is not None]
+        assert asked == list(range(3, len(query.rounds) + 1, 3))
+
+
+def test_compare_under_the_time_objective(folder):
+    result = nab(*arguments(folder, "compare", "--objective", "time", "--limit", 1, "--jobs", 1, "--json"))
+    assert result.exit_code == 0, result.output
+    policies = json.loads(result.stdout)["policies"]
+    timed = [policies[name]["total"] for name in ("normal-hedge", "normal-hedge argmax")]
+    assert all(0 < total["plain_share"] <= 1 for total in timed)
+    assert policies["plain"]["total"]["plain_share"] == 1
 
 
 def test_run_shows_a_table_per_domain(folder):

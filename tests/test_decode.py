@@ -52,6 +52,7 @@ SELECTORS = {
     "exp3": lambda rng: nab.BanditSelector(EXP3(rate=2.0), 2, draft_len=2, rng=rng),
     "ucb-spec": lambda rng: nab.BanditSelector(UCBSpec(2), 2, draft_len=2, rng=rng),
     "uniform": lambda rng: nab.Constant([0.5, 0.5], rng=rng),
+    "lazy": lambda rng: nab.Lazy(nab.Selector(nab.Hedge(rate=2.0), 2, rng=rng), every=2),
 }
 
 

@@ -13,12 +13,12 @@ from nab.measure import Audit, Query, metrics
 class Lazy:
     """Asks every third round, for all rounds since; or, forgetful, for that round alone."""
 
-    choice, probs = 0, np.array([1.0, 0.0])
+    choice, probs, draft_len = 0, np.array([1.0, 0.0]), None
 
     def __init__(self, *, forgetful):
         self.forgetful, self.rounds, self.pending = forgetful, 0, None
 
-    def observe(self, emitted, evaluate):
+    def observe(self, emitted, evaluate, **spent):
         self.rounds += 1
         joined = evaluate if self.pending is None or self.forgetful else self.pending + evaluate
         self.pending = joined
@@ -33,13 +33,17 @@ SELECTORS = {
     "never asks": lambda: nab.Constant([0.5, 0.5], rng=0),
     "asks late": lambda: Lazy(forgetful=False),
     "asks sometimes": lambda: Lazy(forgetful=True),
+    "lazy": lambda: nab.Lazy(nab.Selector(nab.NormalHedge(), 2, rng=0), every=5),
+    "lazy for longer than an audit waits": lambda: nab.Lazy(
+        nab.Selector(nab.NormalHedge(), 2, rng=0), every=70, most=70
+    ),
 }
 
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_position_is_scored_once_in_order(name):
     query = Query(["a", "b"], draft_len=3)
-    list(query.run(TARGET, POOL, SELECTORS[name](), [0], max_new_tokens=100, rng=4))
+    list(query.run(TARGET, POOL, SELECTORS[name](), [0], max_new_tokens=250, rng=4))
     tokens = (0, *query.tokens)
     p = TARGET.score(tokens[:-1], 1)
     expected = Evaluation(nab.Pool(POOL), nab.Levels([nab.Chain()]), tokens, 1, (p,))()

@@ -69,8 +69,8 @@ def test_the_same_test_rejects_a_replay_with_other_acceptances(name):
 
 def test_the_same_test_rejects_a_replay_whose_bandit_is_told_other_lengths():
     class Misled(nab.BanditSelector):
-        def observe(self, emitted, evaluate):
-            super().observe(self.draft_len + 2 - emitted, evaluate)
+        def observe(self, emitted, evaluate, **spent):
+            super().observe(self.draft_len + 2 - emitted, evaluate, **spent)
 
     def replayed(rng):
         return Misled(EXP3(rate=2.0), 2, draft_len=DRAFT_LEN, rng=rng)
@@ -102,10 +102,10 @@ def test_a_replay_hands_on_the_law_of_each_choice_and_every_position_once():
     seen = []
 
     class Watched(nab.Selector):
-        def observe(self, emitted, evaluate):
+        def observe(self, emitted, evaluate, **spent):
             seen.append(evaluate()[0])
             assert len(seen[-1]) == emitted
-            return super().observe(emitted, evaluate)
+            return super().observe(emitted, evaluate, **spent)
 
     selector = Watched(nab.NormalHedge(), 3, rng=1)
     rounds = list(replay(selector, gamma, realised, draft_len=4, rng=2))

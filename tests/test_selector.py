@@ -1,7 +1,7 @@
 """Selectors release losses late and whole, remember what was played, and continue bit for bit."""
 
 import json
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nab
+from nab.decode import Evaluation
 from nab.learners import AdaNormalHedgeTV, Interleaved, Squint, bandits
 from nab.schemes import DynamicTree
 from nab.selector import Before, argmax, coupled, draw
@@ -352,3 +353,141 @@ def test_corrections_of_drafters_alike_at_all_depths_stay_near_one():
 def test_bad_corrections_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         nab.selector.Corrected(nab.Selector(nab.Hedge(), 1), **options)
+
+
+# --- lazy evaluation ---
+
+
+class Noting(nab.Lazy):
+    """Keeps what was played at each position."""
+
+    played: tuple = ()
+    asked: tuple = ()
+
+    def observe(self, emitted, evaluate, **spent):
+        self.played += (self.probs,) * emitted
+        scores = super().observe(emitted, evaluate, **spent)
+        self.asked += (scores is not None,)
+        return scores
+
+
+def decoded(selector, rounds=40):
+    """Rounds of a real loop, and ``gamma`` and ``realised`` of its whole text."""
+    done = list(islice(nab.decode(TARGET, POOL, selector, [0], draft_len=3, rng=5), rounds))
+    text = (0, *(token for round_ in done for token in round_.emitted))
+    p = TARGET.score(text[:-1], 1)
+    return done, Evaluation(nab.Pool(POOL), nab.Levels([nab.Chain()]), text, 1, (p,))()
+
+
+POOL = [DRAFTER, TARGET, Markov(np.full((3, 3), 1 / 3))]
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize("objective", [nab.Token(), nab.Length(3)])
+def test_a_lazy_selector_feeds_the_losses_of_an_eager_one_in_order_with_the_laws_played(every, objective):
+    """Everything up to the last scored round, no loss changed, none lost, each with the law of its round."""
+    inner = nab.Selector(Recorder(), 3, objective=objective, rng=0)
+    lazy = Noting(inner, every=every)
+    rounds, (gamma, realised) = decoded(lazy)
+    scored = sum(len(r.emitted) for r in rounds[: len(rounds) // every * every])
+    expected = objective(gamma[:scored], realised[:scored])
+    assert len(inner.state) == len(expected)
+    assert len({tuple(law) for law in lazy.played}) > 1  # the laws do change
+    for t, (losses, law) in enumerate(inner.state):
+        np.testing.assert_array_equal(losses, expected[t])
+        np.testing.assert_array_equal(law, lazy.played[t])
+    held = [np.empty((0, 3)) if r.gamma is None else r.gamma for r in rounds]
+    np.testing.assert_array_equal(np.concatenate(held), gamma[:scored])
+
+
+def test_a_lazy_selector_on_every_round_is_the_selector_itself():
+    makers = [
+        lambda: nab.Selector(nab.Hedge(), 3, rng=0),
+        lambda: nab.Lazy(nab.Selector(nab.Hedge(), 3, rng=0)),
+    ]
+    eager, lazy = (decoded(make())[0] for make in makers)
+    assert [(r.choice, r.emitted) for r in eager] == [(r.choice, r.emitted) for r in lazy]
+
+
+def test_a_lazy_selector_that_forgets_what_waits_would_be_caught():
+    class Forgetful(nab.Lazy):
+        def observe(self, emitted, evaluate, **spent):
+            self._pending = None
+            return super().observe(emitted, evaluate, **spent)
+
+    inner = nab.Selector(Recorder(), 3, rng=0)
+    _, (gamma, _) = decoded(Forgetful(inner, every=2))
+    assert len(inner.state) < len(gamma)
+
+
+def test_between_scorings_the_choice_is_drawn_anew_from_the_law_in_force():
+    """Exactly: all paths of four choices have the product of the law's masses."""
+    gamma = np.array([[0.9, 0.4]])
+
+    def run(rng):
+        selector = nab.Selector(nab.Hedge(rate=1.0), 2, rng=rng)
+        lazy = nab.Lazy(selector, every=4)
+        choices = [lazy.choice]
+        for _ in range(3):
+            lazy.observe(1, Joined(gamma))
+            choices.append(lazy.choice)
+        return tuple(choices)
+
+    paths = list(outcomes(run))
+    assert len(paths) == 16
+    assert all(mass == pytest.approx(1 / 16, abs=1e-15) for _, mass in paths)
+
+
+class Joined:
+    def __init__(self, scores):
+        self.scores = scores
+
+    def __add__(self, later):
+        return Joined(np.concatenate([self.scores, later.scores]))
+
+    def __call__(self):
+        return self.scores, self.scores
+
+
+def asked_rounds(better, **options):
+    """Rounds behind which all were scored; ``better`` says by round which of two drafters is right."""
+    lazy = Noting(nab.Selector(nab.Hedge(rate=5.0), 2, rng=0), **options)
+    for first in better:
+        lazy.observe(1, Joined(np.array([[1.0, 0.0] if first else [0.0, 1.0]])))
+    return [k for k, asked in enumerate(lazy.asked, 1) if asked]
+
+
+def test_waits_double_while_one_leads_up_to_a_cap_and_start_again_when_another_does():
+    assert asked_rounds([True] * 40, every=2) == list(range(2, 41, 2))
+    assert asked_rounds([True] * 70, every=2, above=0.9, most=16) == [2, 6, 14, 30, 46, 62]
+    turn = [True] * 30 + [False] * 40
+    assert asked_rounds(turn, every=1, above=0.9, most=8) == [1, 3, 7, 15, 23, 31, 39, 47, 55, 63, 64, 66, 70]
+    assert asked_rounds([True, False] * 10, every=1, above=0.999) == list(range(1, 21))
+
+
+def test_corrections_of_a_lazy_selector_are_those_of_an_eager_one():
+    """On the same rounds: the selector inside is a constant law, so that choices do not depend on losses."""
+    counts = []
+    for every in (1, 4):
+        corrected = nab.selector.Corrected(nab.Selector(Recorder2(), 2, objective=nab.Length(3), rng=3), 3)
+        lazy = nab.Lazy(corrected, every=every)
+        rounds = nab.decode(TARGET, [DRAFTER, TARGET], lazy, [0], draft_len=3, rng=2)
+        choices = [round_.choice for round_ in islice(rounds, 40)]
+        counts.append((choices, corrected.counts.tolist()))
+    assert counts[0] == counts[1]
+    assert np.sum(counts[0][1]) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every must be a whole number, at least 1, got 0"),
+        ({"every": 8, "most": 7}, "most must be a whole number, at least 8, got 7"),
+        ({"above": 0.0}, r"above must lie in \(0, 1\], got 0.0"),
+    ],
+)
+def test_bad_laziness_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        nab.Lazy(nab.Selector(nab.Hedge(), 2), **options)
+    with pytest.raises(ValueError, match="selector must be one that can skip rounds, got Constant"):
+        nab.Lazy(nab.Constant([1.0]))

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from nab.cli import main
 from nab.sim import bounds, environments, studies
 
-SMALL = {"growth": 0.01, "throughput": 0.001}
+SMALL = {"growth": 0.01, "throughput": 0.001, "time": 0.01}
 
 
 @pytest.fixture(scope="module", params=studies.NAMES)

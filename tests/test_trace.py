@@ -27,6 +27,7 @@ SELECTORS = {
     "plain": lambda: nab.Constant([0.5, 0.5], rng=0),
     "fixed:lookup": lambda: nab.Constant([0.0, 1.0]),
     "normal-hedge": lambda: nab.Selector(nab.NormalHedge(), 2, rng=0),
+    "lazy": lambda: nab.Lazy(nab.Selector(nab.NormalHedge(), 2, rng=0), every=4),
     "ucb-spec": lambda: nab.BanditSelector(UCBSpec(3), 2, draft_len=3, rng=0),
 }
 
@@ -79,8 +80,8 @@ def test_a_selector_that_asks_now_and_then_is_read_as_far_as_it_asked(tmp_path):
     class Lazy(nab.Constant):
         waiting = None
 
-        def observe(self, emitted, evaluate):
-            super().observe(emitted, evaluate)
+        def observe(self, emitted, evaluate, **spent):
+            super().observe(emitted, evaluate, **spent)
             self.waiting = self.waiting + evaluate if self.waiting else evaluate
             if len(self.waiting.tokens) - self.waiting.start < 5:
                 return None
@@ -205,6 +206,9 @@ def test_a_damaged_round_is_named_with_file_and_line(tmp_path, name):
     assert str(raised.value).startswith(f"{path}, line 2: ")
 
 
+TOO_MANY = [[0.5, 0.5]] * 5
+
+
 def test_records_out_of_order_are_named(tmp_path):
     path = tmp_path / "t.jsonl"
     recorded(path, policies=["normal-hedge"])
@@ -214,7 +218,7 @@ def test_records_out_of_order_are_named(tmp_path):
         ([*lines[:2], *lines[3:]], r"line 3: start must lie in"),
         ([*lines[:end], *lines[end + 1 :]], rf"line {end + 1}: a record of \(1, .* is closed"),
         ([*lines, *lines[1:]], rf"line {len(lines) + 1}: a second answer to \(0, 'normal-hedge', 'red'\)"),
-        ([*lines[:end], scores([])(lines[end]), *lines[end + 1 :]], "scores in the rounds and in the record"),
+        ([*lines[:end], scores(TOO_MANY)(lines[end]), *lines[end + 1 :]], "5 scored positions of 0 tokens"),
         ([*lines, lines[0]], f"line {len(lines) + 1}: .*got 'header'"),
     ):
         path.write_text("\n".join(order) + "\n")

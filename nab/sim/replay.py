@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nab.learners.border import whole
 from nab.losses import by_depth, plug_in_length
-from nab.selector import Chooses, check_scores
+from nab.selector import Chooses, Spent, check_scores
 from nab.types import Floats
 
 
 class Replayed(NamedTuple):
     """A round of a replay.
 
-    First position, drafter, the law it was drawn from ``(n,)``, tokens emitted, and positions at which the
-    selector then had all drafters scored.
+    First position, drafter, the law it was drawn from ``(n,)``, tokens emitted, positions at which the
+    selector then had all drafters scored, and tokens drafted.
     """
 
     start: int
@@ -26,10 +26,17 @@ class Replayed(NamedTuple):
     probs: Floats
     emitted: int
     scored: int
+    drafted: int
 
 
 def replay(
-    selector: Chooses, gamma: Floats, realised: Floats, *, draft_len: int, rng: Any = None
+    selector: Chooses,
+    gamma: Floats,
+    realised: Floats,
+    *,
+    draft_len: int,
+    rng: Any = None,
+    seconds: Callable[[int, int], Spent] | None = None,
 ) -> Iterator[Replayed]:
     """Draw the rounds of ``decode`` from their law given the text.
 
@@ -41,14 +48,17 @@ def replay(
         selector: a fresh one.
         gamma: ``(positions, n)`` in [0, 1], or by depth (``nab.losses``), all positions of the text.
         realised: likewise.
-        draft_len: drafted tokens per round, at least 1.
+        draft_len: drafted tokens per round, at least 1; a selector may ask for fewer, and for none.
         rng: anything ``numpy.random.default_rng`` takes.
+        seconds: what a round spends drafting and verifying, by drafter and drafted tokens; the time objective
+            needs it.
 
     Yields:
         The rounds; the last is cut at the end of the text.
 
     Raises:
-        ValueError: if ``draft_len`` is below 1, or on scores of another shape or outside [0, 1].
+        ValueError: if ``draft_len`` is below 1, on scores of another shape or outside [0, 1], or a selector
+            that needs ``seconds`` where there are none.
 
     >>> from nab import Constant
     >>> certain = np.ones((10, 1))
@@ -61,14 +71,16 @@ def replay(
     start = 0
     while start < len(realised):
         choice, probs = selector.choice, selector.probs
-        accepted = 0
-        for k, (u, a) in enumerate(zip(rng.random(draft_len), accepts[start:, :, choice], strict=False)):
+        drafted = draft_len if selector.draft_len is None else selector.draft_len
+        accepted, uniforms = 0, rng.random(draft_len)[:drafted]
+        for k, (u, a) in enumerate(zip(uniforms, accepts[start:, :, choice], strict=False)):
             if not u < a[k]:
                 break
             accepted += 1
         emitted = min(accepted + 1, len(realised) - start)
-        scores = selector.observe(emitted, partial(_scores, gamma, realised, slice(start, start + emitted)))
-        yield Replayed(start, choice, probs, emitted, len(scores[0]) if scores else 0)
+        spent = seconds(choice, drafted) if seconds else None
+        scores = selector.observe(emitted, _Scores(gamma, realised, start, start + emitted), seconds=spent)
+        yield Replayed(start, choice, probs, emitted, len(scores[0]) if scores else 0, drafted)
         start += emitted
 
 
@@ -93,5 +105,17 @@ def round_lengths(realised: Floats, draft_len: int) -> Floats:
     return plug_in_length(np.concatenate([realised[:-1], behind]), draft_len)
 
 
-def _scores(gamma: Floats, realised: Floats, rows: slice) -> tuple[Floats, Floats]:
-    return gamma[rows], realised[rows]
+@dataclass(frozen=True)
+class _Scores:
+    """Scores of the positions ``start .. stop - 1``, in the place of a ``nab.decode.Evaluation``."""
+
+    gamma: Floats
+    realised: Floats
+    start: int
+    stop: int
+
+    def __add__(self, later: _Scores) -> _Scores:
+        return replace(later, start=self.start)
+
+    def __call__(self) -> tuple[Floats, Floats]:
+        return self.gamma[self.start : self.stop], self.realised[self.start : self.stop]

@@ -3,7 +3,8 @@
 The first record is the header (``kind: header``: version, command, seed, models, dtype, hardware, drafter
 names, draft length). Then come ``round`` records, one per target forward, and behind the rounds of each query
 one ``query`` record with its metrics. ``gamma`` and ``realised`` stand in the rounds where the selector asked
-for them, otherwise in the query record. ``read_trace`` reads all of it back, every bit of it.
+for them, with those of earlier rounds that had waited, and of the positions behind the last such round in the
+query record. ``read_trace`` reads all of it back, every bit of it.
 """
 
 from __future__ import annotations
@@ -255,15 +256,16 @@ class _Reader:
             self._scores.append(np.stack([round_.gamma, round_.realised]))
 
     def close(self, metrics: dict[str, Any] | None) -> None:
-        """End the open answer, with the scores its last record holds if the rounds hold none."""
+        """End the open answer, with the scores its last record holds, of positions that no round has."""
         if metrics and ("gamma" in metrics or "realised" in metrics):
-            if self.scored:
-                raise ValueError("scores in the rounds and in the record of the query")
             gamma, realised = _scores(metrics, self.n)
+            unscored = self.tokens - self.scored
             # Ctrl-C may come between a round and its record
-            if not 0 <= len(gamma) - self.tokens <= self.header["draft_len"] + 1:
-                raise ValueError(f"{len(gamma)} scored positions of {self.tokens} tokens")
-            self._scores.append(np.stack([gamma, realised])[:, : self.tokens])
+            if not 0 <= len(gamma) - unscored <= self.header["draft_len"] + 1:
+                raise ValueError(
+                    f"{len(gamma)} scored positions of {unscored} tokens that rounds left unscored"
+                )
+            self._scores.append(np.stack([gamma, realised])[:, :unscored])
             metrics = {name: value for name, value in metrics.items() if name not in ("gamma", "realised")}
         if len({scores.shape[2:] for scores in self._scores}) > 1:
             raise ValueError("scores by depth and scores alike at all depths")
