@@ -213,9 +213,10 @@ def test_decode_prints_a_table_of_what_it_was_asked_for(command, monkeypatch):
     monkeypatch.setattr(decode, "CHECKED_TOKENS", {"tiny": 6})
     words = ("--repetitions", 1, "--only", "peers/greedy/eps 0.05/nab*,peers/greedy/eps 0.05/plain")
     printed, kept = command(decode, *words)
-    assert set(kept["cells"]) == {
-        f"peers/greedy/eps 0.05/{name}/0" for name in ("plain", "nab constant", "nab normal-hedge")
-    }
+    names = ["nab constant", "nab normal-hedge", "plain"]
+    cells = {f"peers/greedy/eps 0.05/{name}/0" for name in names}
+    assert set(kept["cells"]) == {"peers/greedy/eps 0.05, agree in float64", *cells}
+    assert kept["cells"]["peers/greedy/eps 0.05, agree in float64"] == names
     assert {"hardware", "commit", "torch", "transformers", "dtype", "threads", "seeds"} <= set(kept["about"])
     assert "nab normal-hedge" in printed
     with pytest.raises(ValueError, match="--only nothing fits nothing; scenes are peers/greedy/eps 0"):
@@ -243,6 +244,23 @@ def test_soak_reports_memory(command, monkeypatch, tmp_path):
     keys_and_values, hidden, size = 2, 256, 4
     assert cells["cache"] % (keys_and_values * hidden * size) == 0
     assert "bytes a token" in printed
+
+
+def test_texts_that_agreed_are_not_compared_again(tmp_path):
+    made, asked = [], []
+
+    def make(dtype, new_tokens):
+        made.append(dtype)
+        runs = {name: lambda seed, n=name: asked.append(n) or peers.Answer([1], 1) for name in "abc"}
+        return decode.Bench(runs, "a", timing.Forwards())
+
+    for names in ("ab", "a", "abc", "abc"):
+        bench = decode.Bench(dict.fromkeys(names), "a", timing.Forwards())
+        cells = timing.Cells(tmp_path / "c.json", {})
+        with Progress(disable=True) as progress:
+            decode.check({"greedy": bench, "sampling": bench}, {"greedy": make}, cells, 1, progress)
+    assert made == [torch.float64] * 2
+    assert asked == ["a", "b", "a", "b", "c"]
 
 
 def test_growth_is_a_slope():
