@@ -49,11 +49,12 @@ from peers import (
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from timing import Cells, Forwards, clock_cost, figures, machine, measured, quartiles
+from timing import Cells, Forwards, clock_cost, figures, machine, measured, quartiles, reading
 
 from nab import prompts
 from nab.backends import pool, pretrained
 from nab.backends.heads import Head
+from nab.backends.stack import stacked
 from nab.backends.torch import CausalLM, Warper, early_exit
 from nab.pool import DrafterWarning
 
@@ -136,11 +137,12 @@ def default_scene(temperature: float, dtype: torch.dtype, new_tokens: int) -> tu
 def of_pool(loaded: Any, scene: Scene, clock: Forwards, names: list[str], policy: str) -> Run:
     """Shipped drafters of the default target under a policy; forwards of those that have any are watched."""
     warper = Warper(scene.temperature)
-    target = CausalLM(scene.target, warper)
+    target = reading(scene.target, warper)
     drafters = [*pool.build(names, loaded, target, warper).values()]
     for drafter in drafters:
         if isinstance(drafter, CausalLM | Head):
             clock.watch("drafters", drafter.model)
+    stacked(drafters)
     return decoding(target, drafters, POLICIES[policy], scene)
 
 

@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
+from timing import reading
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import nab
+from nab.backends.stack import stacked
 from nab.backends.torch import CausalLM, Warper
 
 FLASHSPEC = "flashspec"
@@ -266,7 +268,8 @@ def ours(policy: str) -> Decoder:
 
     def prepared(scene: Scene) -> Run:
         warper = Warper(scene.temperature)
-        target, *drafters = (CausalLM(model, warper) for model in (scene.target, *scene.drafters))
+        target, *drafters = (reading(model, warper) for model in (scene.target, *scene.drafters))
+        stacked(drafters)
         return decoding(target, drafters, POLICIES[policy], scene)
 
     return prepared

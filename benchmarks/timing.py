@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 
+from nab.backends.torch import CausalLM, Warper
 from nab.sim.trace import processor
 
 
@@ -32,9 +33,9 @@ class Forwards:
         self.cpu: dict[str, float] = {}
         self.calls: dict[str, int] = {}
 
-    def watch(self, kind: str, model: Any) -> None:
-        """Count ``model`` as one of a kind."""
-        inner = model.forward
+    def watch(self, kind: str, model: Any, name: str = "forward") -> None:
+        """Count ``model`` as one of a kind, by the method that does the work."""
+        inner = getattr(model, name)
 
         @wraps(inner)  # generate and others look at the signature
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -46,7 +47,23 @@ class Forwards:
                 self.seconds[kind] = self.seconds.get(kind, 0.0) + perf_counter() - started
                 self.calls[kind] = self.calls.get(kind, 0) + 1
 
-        model.forward = timed
+        timed.watcher = self, kind
+        setattr(model, name, timed)
+
+
+def reading(model: Any, warper: Warper) -> CausalLM:
+    """This library's reader of a watched model, watched likewise where its own decoder does the work.
+
+    That is from token ids, positions and masks to logits, as ``forward`` is, but for the masks.
+    """
+    watched = vars(model).pop("forward", None)
+    reader = CausalLM(model, warper)
+    if watched is not None:
+        model.forward = watched
+        if reader.decoder is not None:
+            clock, kind = watched.watcher
+            clock.watch(kind, reader, "_decoded")
+    return reader
 
 
 class _Nothing:

@@ -136,7 +136,7 @@ def adapted():
 def test_other_models_are_read_by_transformers(make):
     model = make()
     lm = CausalLM(model)
-    assert lm._decoder is None
+    assert lm.decoder is None
     with torch.inference_mode():
         expected = model(torch.tensor([[1, 2, 3, 4]])).logits[0, 1:]
     torch.testing.assert_close(lm.logits([1, 2, 3, 4], 2), expected, rtol=0, atol=ROUNDING)

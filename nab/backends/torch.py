@@ -120,8 +120,8 @@ class CausalLM:
         self.keeps = False  # a stack need not keep its hidden states
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         self._layers: list[int] = []
-        self._decoder = _decoder(model)
-        if self._decoder is not None:
+        self.decoder = _decoder(model)
+        if self.decoder is not None:
             self._embedding: Any = model.model.embed_tokens.weight
             self._head = Matrix(model.lm_head.weight, model.lm_head.bias)
             self._bands = Bands(self._embedding)
@@ -279,7 +279,7 @@ class CausalLM:
             Logits of the last ones, ``(1, last, vocab)``.
         """
         entries = range(first, first + ids.shape[1])
-        if self._decoder is None:
+        if self.decoder is None:
             output = self.model(
                 input_ids=ids,
                 past_key_values=self._cache.keys,
@@ -294,11 +294,18 @@ class CausalLM:
             mask: Callable[[int | None], Tensor | None] = partial(self._bands, entries)
             if tree is not None and len(tree) > tree.trunk:
                 positions, mask = tree.positions(entries).to(ids.device), partial(self._mask, tree, entries)
-            masks = {window: mask(window) for window in self._decoder.windows}
-            states = self._decoder(self._embedding[ids], self._cache.keys, positions, masks)
-            logits = self._head(states[-1][:, -last:])
+            masks = {window: mask(window) for window in self.decoder.windows}
+            states, logits = self._decoded(ids, positions, masks, last)
         self._cache.add(*(states[layer][0] for layer in self._layers))
         return logits
+
+    def _decoded(
+        self, ids: Tensor, positions: range | Tensor, masks: dict[int | None, Tensor | None], last: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """Hidden states of ``ids`` and logits of the last ones, by the decoder."""
+        decoder = cast(Decoder, self.decoder)
+        states = decoder(self._embedding[ids], self._cache.keys, positions, masks)
+        return states, self._head(states[-1][:, -last:])
 
     @torch.inference_mode()
     def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Tensor]) -> Tensor:
@@ -324,14 +331,14 @@ class CausalLM:
     @property
     def parts(self) -> Parts | None:
         """For a stack, where it is known how to take the model apart."""
-        if self._decoder is None or self._layers:
+        if self.decoder is None or self._layers:
             return None
-        return Parts((self._embedding,), self._decoder, self._head)
+        return Parts((self._embedding,), self.decoder, self._head)
 
     def rebuild(self, parts: Parts) -> None:
         """Go on with other weights of the same form."""
         share(self.model, self.parts, parts)
-        self._embedding, self._decoder, self._head = parts.entry[0], parts.decoder, parts.head
+        self._embedding, self.decoder, self._head = parts.entry[0], parts.decoder, parts.head
 
     def enter(self, entry: tuple[Any, ...], tokens: Sequence[int], of: range) -> Tensor:
         """What the layers read of some tokens, ``(members, tokens, width)``, from stacked entry weights."""
