@@ -304,13 +304,19 @@ class Head:
         try:
             first, vocabulary = self.model.logits(own), self.model.tokens.long()
             drafted = chain(
-                self.warper, first, read, like=like, uniforms=uniforms[:levels], vocabulary=vocabulary
+                self.warper,
+                first,
+                read,
+                like=like,
+                uniforms=uniforms[:levels],
+                tell=tell,
+                vocabulary=vocabulary,
             )
         except BaseException:  # an interrupted forward leaves keys and states at different lengths
             self._cache.reset()
             raise
         tell([UNKNOWN] * levels)
-        return drafted._replace(tell=tell)
+        return drafted
 
     @torch.inference_mode()
     def score_by_depth(self, tokens: Sequence[int], start: int, depths: int) -> Tensor:

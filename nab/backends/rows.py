@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,29 +23,48 @@ class Drafted(NamedTuple):
 
     Args:
         ids: ``(rows, levels)``.
-        q: the laws they were drawn from, ``(rows, levels, vocab)``; None where they were certain.
-        tops: the largest logits of certain ones, ``(rows, levels)``.
+        q: the laws they were drawn from, and one that is 0, ``(rows, levels + 1, vocab)``; None where they
+            were certain.
+        top: the largest logit of the last one, where they were certain, ``(rows, 1)``.
         tell: to be called with the tokens of the only row, once they are known.
     """
 
     ids: Tensor
     q: Tensor | None = None
-    tops: Tensor | None = None
+    top: Tensor | None = None
     tell: Callable[[Sequence[int]], None] = lambda drafted: None
 
 
 def uniforms(values: Sequence[float], like: Tensor) -> Tensor:
     """On the device and in the dtype of ``like``, below 1."""
-    return torch.tensor(values, dtype=like.dtype).clamp_(max=1 - torch.finfo(like.dtype).eps).to(like.device)
+    most = 1 - torch.finfo(like.dtype).eps
+    return torch.tensor([min(value, most) for value in values], dtype=like.dtype, device=like.device)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Index of the largest entry of each row, the lower one among equals; of a NaN, if there is one.
+
+    On a CPU by numpy, which is five to twenty times as fast as torch there.
+    """
+    if logits.device.type == "cpu":
+        exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+        return torch.from_numpy(np.asarray(exact.numpy().argmax(-1)))
+    return logits.argmax(-1)
 
 
 def draw(law: Tensor, u: Tensor) -> Tensor:
-    """``nab.sampling.sample`` by rows: masses ``(rows, vocab)``, ``uniforms`` ``(rows, 1)`` to ``(rows, 1)``.
+    """``nab.sampling.sample`` by rows.
 
-    A law that is NaN gives some token.
+    Args:
+        law: masses, ``(..., vocab)``. One that is NaN gives some token.
+        u: ``uniforms``, ``(..., 1)``.
+
+    Returns:
+        Tokens, ``(...)``.
     """
     cdf = law.cumsum(-1)
-    return torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp_(max=law.shape[-1] - 1)
+    found = torch.searchsorted(cdf, u * cdf[..., -1:], right=True)
+    return found.clamp_(max=law.shape[-1] - 1)[..., 0]
 
 
 def verify(p: Tensor, ids: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,24 +73,24 @@ def verify(p: Tensor, ids: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor
     Args:
         p: the target's laws, ``(rows, levels + 1, vocab)``.
         ids: drafted tokens, ``(rows, levels)``.
-        q: the laws they were drawn from, ``(rows, levels, vocab)``; a token whose law is NaN is rejected.
+        q: the laws they were drawn from, and one that is 0, ``(rows, levels + 1, vocab)``; a token whose law
+            is NaN is rejected.
         u: ``uniforms`` ``(rows, levels + 1)``; one tests each token, the last draws the next one.
 
     Returns:
         Number of accepted tokens and next token, each ``(rows, 1)``; the probabilities that the drafter gave
         its tokens, ``(rows, levels)``.
     """
-    levels, at = ids.shape[1], ids[..., None]
-    carried = q.gather(-1, at)[..., 0]
-    passed = u[:, :levels] * carried < p[:, :levels].gather(-1, at)[..., 0]
-    accepted = passed.long().cumprod(-1).sum(-1, keepdim=True)
-    row = accepted[..., None].expand(-1, -1, p.shape[-1])
-    law = p.gather(1, row)[:, 0]
-    if levels:
-        rest = (law - q.gather(1, row.clamp(max=levels - 1))[:, 0]).clamp_(0)
-        left = (accepted < levels) & (rest.sum(-1, keepdim=True) > 0)  # not so where the law is NaN
-        law = torch.where(left, rest, law)
-    return accepted, draw(law, u[:, levels:]), carried
+    rows, levels = ids.shape
+    at = ids[..., None]
+    carried = q.gather(-1, at)[..., 0]  # rows of q behind those of ids are not looked at
+    passed = u[:, :levels] * carried < p.gather(-1, at)[..., 0]
+    accepted = passed.cumprod(-1, dtype=torch.long).sum(-1, keepdim=True)
+    behind = torch.arange(0, rows * (levels + 1), levels + 1, device=p.device) + accepted[:, 0]
+    law, proposed = (each.reshape(-1, p.shape[-1]).index_select(0, behind) for each in (p, q))
+    rest = (law - proposed).clamp_(0)
+    law = torch.where(rest.sum(-1, keepdim=True) > 0, rest, law)  # the law itself where the rest is NaN
+    return accepted, draw(law, u[:, levels:])[:, None], carried
 
 
 def acceptance(

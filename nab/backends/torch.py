@@ -58,7 +58,7 @@ class Warper:
         """``(..., vocab)`` logits to laws: float64 stays, everything else becomes float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.temperature == 0:
-            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1)
+            return torch.zeros_like(logits).scatter_(-1, rows.likeliest(logits)[..., None], 1)
         if self.temperature != 1:
             logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
@@ -81,7 +81,7 @@ class Warper:
         """
         if self.temperature:
             return self(logits)
-        best = logits.argmax(-1)
+        best = rows.likeliest(logits)
         return best if vocabulary is None else vocabulary.gather(-1, best)
 
 
@@ -205,23 +205,23 @@ class CausalLM:
         """
         self._check_fits(len(tokens) + levels - 1)
         self._borrow(tokens)
+
+        def tell(told: Sequence[int]) -> None:
+            self._cache.tree = Tree([*tokens, *told[: levels - 1]])
+
         with self._cache.reading(Tree(list(tokens)), len(tokens) - 1) as kept:
             known = torch.tensor([tokens[kept:]], device=self.device)
-            first = self._read(known, None, kept, 1)
-            reached = count(len(tokens))
+            first, reached = self._read(known, None, kept, 1), count(len(tokens))
             drafted = chain(
                 self.warper,
                 first,
                 lambda ids: self._read(ids, None, next(reached), 1),
                 like=like,
                 uniforms=uniforms[:levels],
+                tell=tell,
             )
-
-        def tell(told: Sequence[int]) -> None:
-            self._cache.tree = Tree([*tokens, *told[: levels - 1]])
-
         tell([UNKNOWN] * levels)
-        return drafted._replace(tell=tell)
+        return drafted
 
     @torch.inference_mode()
     def verify(self, tokens: Sequence[int], draft: Draft | Drafted, uniforms: Sequence[float]) -> Verified:
@@ -265,8 +265,8 @@ class CausalLM:
         if self.warper.temperature == 0 or not laws:
             return Drafted(ids)
         certain = one_hot(ids[0], len(laws[0])).to(laws[0].dtype)
-        rows_ = [own if q is None else q for q, own in zip(draft.q, certain, strict=True)]
-        return Drafted(ids, torch.stack(rows_)[None])
+        whole = [own if q is None else q for q, own in zip(draft.q, certain, strict=True)]
+        return Drafted(ids, torch.stack([*whole, torch.zeros_like(laws[0])])[None])
 
     def _check_fits(self, length: int) -> None:
         if self.context is not None and length > self.context:
@@ -430,6 +430,7 @@ def chain(
     *,
     like: Tensor,
     uniforms: Sequence[float],
+    tell: Callable[[Sequence[int]], None],
     vocabulary: Tensor | None = None,
 ) -> Drafted:
     """Tokens drawn one behind the other; nothing waits for them.
@@ -440,6 +441,7 @@ def chain(
         read: gives those behind one more token ``(1, 1)``.
         like: some laws of the target.
         uniforms: one a token.
+        tell: see ``Drafted``.
         vocabulary: ids that logits are over, ``(draft vocab,)``; None is the target's.
 
     Raises:
@@ -448,23 +450,23 @@ def chain(
     own, wanted = ((laws.shape[-1], laws.device) for laws in (logits, like))
     if own != wanted and (vocabulary is None or own[1] != wanted[1]):
         raise ValueError(f"its laws must be like the target's, {wanted}, got {own}")
-    greedy = warper.temperature == 0
-    ids, laws, tops = list[Tensor](), list[Tensor](), list[Tensor]()
-    u = rows.uniforms([] if greedy else uniforms, like)[:, None, None]
-    for level in range(len(uniforms)):
-        if level:
-            logits = read(ids[-1])
-        if greedy:
-            top, best = logits.max(-1)
-            tops.append(top)
-        else:
-            law = warper(logits)
-            best = rows.draw(law[0], u[level])
-            whole = law.new_zeros(1, 1, like.shape[-1])
-            laws.append(law if vocabulary is None else whole.index_copy_(-1, vocabulary, law))
-        ids.append(best if vocabulary is None else vocabulary[best])
-    q, largest = (torch.cat(each, 1) if each else None for each in (laws, tops))
-    return Drafted(torch.cat(ids, 1), q, largest)
+    if warper.temperature == 0:
+        ids = [rows.likeliest(logits)]
+        for _ in uniforms[1:]:
+            logits = read(ids[-1] if vocabulary is None else vocabulary[ids[-1]])
+            ids.append(rows.likeliest(logits))
+        drafted, top = torch.cat(ids, 1), logits.gather(-1, ids[-1][..., None])[..., 0]
+        return Drafted(drafted if vocabulary is None else vocabulary[drafted], None, top, tell)
+    ids, laws, token = list[Tensor](), list[Tensor](), None
+    nothing = logits.new_zeros(1, 1, like.shape[-1], dtype=like.dtype)
+    for u in rows.uniforms(uniforms, like).unbind():
+        law = warper(logits if token is None else read(token))
+        token = rows.draw(law, u[None, None, None])
+        if vocabulary is not None:
+            law, token = nothing.index_copy(-1, vocabulary, law), vocabulary[token]
+        ids.append(token)
+        laws.append(law)
+    return Drafted(torch.cat(ids, 1), torch.cat([*laws, nothing], 1), None, tell)
 
 
 class _Found(NamedTuple):
@@ -479,25 +481,28 @@ class _Found(NamedTuple):
 
 def _agreed(draft: Drafted, logits: Tensor) -> _Found:
     """At temperature 0: accepted as far as the target's likeliest tokens, from ``(1, levels + 1, vocab)``."""
-    top, best = logits.max(-1)
-    tops = [top] if draft.tops is None else [top, draft.tops]
-    levels, host = draft.ids.shape[1], torch.cat([draft.ids, best, torch.cat(tops, 1) < torch.inf], 1)
-    told = host.tolist()[0]
-    drafted, likeliest, sound = told[:levels], told[levels : 2 * levels + 1], told[2 * levels + 1 :]
-    pairs = zip(drafted, likeliest, strict=False)
-    accepted = next((k for k, (token, wanted) in enumerate(pairs) if token != wanted), levels)
-    return _Found(drafted, accepted, likeliest[accepted], all(sound[: levels + 1]), all(sound[levels + 1 :]))
+    best, levels = rows.likeliest(logits), draft.ids.shape[1]
+    tops = [logits.gather(-1, best[..., None])[..., 0], *([] if draft.top is None else [draft.top])]
+    sound = (torch.cat(tops, 1) < torch.inf).long()
+    told = torch.cat([draft.ids, best, sound], 1).tolist()[0]
+    drafted, likeliest, flags = told[:levels], told[levels : 2 * levels + 1], told[2 * levels + 1 :]
+    accepted = 0
+    while accepted < levels and drafted[accepted] == likeliest[accepted]:
+        accepted += 1
+    return _Found(drafted, accepted, likeliest[accepted], all(flags[: levels + 1]), all(flags[levels + 1 :]))
 
 
 def _tested(draft: Drafted, p: Tensor, uniforms: Sequence[float]) -> _Found:
     """As ``nab.sampling.verify``, from laws ``(1, levels + 1, vocab)``; a law is NaN all over or nowhere."""
-    ids = draft.ids
-    q = one_hot(ids, p.shape[-1]).to(p.dtype) if draft.q is None else draft.q
-    u = rows.uniforms([*uniforms[: ids.shape[1]], uniforms[-1]], p)
+    ids, levels = draft.ids, draft.ids.shape[1]
+    q = draft.q
+    if q is None:  # the last law is 0: behind the chain nothing is drafted
+        q = one_hot(torch.cat([ids, ids.new_zeros(1, 1)], 1), p.shape[-1]).to(p.dtype)
+        q[:, levels] = 0
+    u = rows.uniforms([*uniforms[:levels], uniforms[-1]], p)
     accepted, token, carried = rows.verify(p, ids, q, u[None])
-    sound = torch.cat([p[:, :, 0], carried], 1) < torch.inf
+    sound = (torch.cat([p[:, :, 0], carried], 1) < torch.inf).long()
     told = torch.cat([ids, accepted, token, sound], 1).tolist()[0]
-    levels = ids.shape[1]
     flags = told[levels + 2 :]
     target, drafter = all(flags[: levels + 1]), all(flags[levels + 1 :])
     return _Found(told[:levels], told[levels], told[levels + 1], target, drafter)
