@@ -20,7 +20,7 @@ from nab.sim.trace import processor
 class Forwards:
     """Wall and processor seconds and calls inside the ``forward`` of models, by kind.
 
-    Watching replaces ``model.forward`` for good; a copy of a watched model would run the original.
+    Watching replaces the method for good; a copy of a watched model would run the original.
     """
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class Forwards:
         self.cpu: dict[str, float] = {}
         self.calls: dict[str, int] = {}
 
-    def watch(self, kind: str, model: Any) -> None:
-        """Count ``model`` as one of a kind."""
-        inner = model.forward
+    def watch(self, kind: str, model: Any, method: str = "forward") -> None:
+        """Count ``model`` as one of a kind; ``method`` is a part of the forward that is called on its own."""
+        inner = getattr(model, method)
 
         @wraps(inner)  # generate and others look at the signature
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -46,7 +46,7 @@ class Forwards:
                 self.seconds[kind] = self.seconds.get(kind, 0.0) + perf_counter() - started
                 self.calls[kind] = self.calls.get(kind, 0) + 1
 
-        model.forward = timed
+        setattr(model, method, timed)
 
 
 class _Nothing:
