@@ -142,6 +142,9 @@ def of_pool(loaded: Any, scene: Scene, clock: Forwards, names: list[str], policy
     for drafter in drafters:
         if isinstance(drafter, CausalLM | Head):
             clock.watch("drafters", drafter.model)
+        if isinstance(drafter, Head):
+            clock.watch("drafters", drafter.model, "fused")
+            clock.watch("drafters", drafter.model, "logits")
     stacked(drafters)
     return decoding(target, drafters, POLICIES[policy], scene)
 

@@ -21,7 +21,7 @@ from nab.sim.trace import processor
 class Forwards:
     """Wall and processor seconds and calls inside the ``forward`` of models, by kind.
 
-    Watching replaces ``model.forward`` for good; a copy of a watched model would run the original.
+    Watching replaces the method for good; a copy of a watched model would run the original.
     """
 
     def __init__(self) -> None:
@@ -33,9 +33,9 @@ class Forwards:
         self.cpu: dict[str, float] = {}
         self.calls: dict[str, int] = {}
 
-    def watch(self, kind: str, model: Any, name: str = "forward") -> None:
-        """Count ``model`` as one of a kind, by the method that does the work."""
-        inner = getattr(model, name)
+    def watch(self, kind: str, model: Any, method: str = "forward") -> None:
+        """Count ``model`` as one of a kind; ``method`` does the work, or a part that is called on its own."""
+        inner = getattr(model, method)
 
         @wraps(inner)  # generate and others look at the signature
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -48,7 +48,7 @@ class Forwards:
                 self.calls[kind] = self.calls.get(kind, 0) + 1
 
         timed.watcher = self, kind
-        setattr(model, name, timed)
+        setattr(model, method, timed)
 
 
 def reading(model: Any, warper: Warper) -> CausalLM:
