@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+import tiny
+import torch
 from test_learners import LEARNERS
+from test_rows import Waits
 
 import nab
 from nab import selector as selectors
+from nab.backends import batch as batches
+from nab.backends.batch import decode_batch
+from nab.backends.drafters import Lookup
+from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
 from nab.learners import Squint
 from nab.selector import observe_together
 
@@ -96,3 +103,75 @@ def test_selectors_of_other_kinds_observe_for_themselves():
     assert told[0] is None
     assert told[1][0] is told[2][0] is gamma
     assert wrapped.probs.tolist() == corrected.probs.tolist() == [1, 0]
+
+
+torch.set_num_threads(1)
+
+# Of unlike lengths, one of a single token, one longer than the memory's first slots.
+PROMPTS = [np.random.default_rng(k).integers(0, 256, length).tolist()
+           for k, length in enumerate([5, 1, 40, 300, 3, 17, 2, 90, 8])]  # fmt: skip
+ALL = range(len(PROMPTS))
+COUNTS = {"max_new_tokens": 30}
+MODELS = {"llama": tiny.llama, "mistral": tiny.mistral, "qwen3": tiny.qwen3}
+
+
+def models(make=tiny.llama, warper=None):
+    """A target and drafters of which none is the best for all texts."""
+    model, warper = make(), warper or Warper(0)
+    drafters = [CausalLM(tiny.perturbed(model, 0.03, seed), warper) for seed in (1, 2)]
+    return CausalLM(model, warper), [*drafters, CausalLM(early_exit(model, 2), warper)]
+
+
+def fresh(n, numbers, objective=None):
+    return [nab.Selector(nab.NormalHedge(), n, objective=objective, rng=100 + k) for k in numbers]
+
+
+def alone(target, drafters, numbers=ALL, *, make=fresh, draft_len=4, **ends):
+    """The rounds of each query by ``nab.decode``."""
+    found = {}
+    for k, selector in zip(numbers, make(len(drafters), numbers), strict=True):
+        loop = nab.decode(target, drafters, selector, PROMPTS[k], draft_len=draft_len, rng=k)
+        found[k] = list(nab.until(loop, **{**COUNTS, **ends}))
+    return found
+
+
+def together(target, drafters, batch, numbers=ALL, *, make=fresh, draft_len=4, **ends):
+    """The same, decoded together."""
+    found = {k: [] for k in numbers}
+    numbers = list(numbers)
+    for place, round_ in decode_batch(
+        target, drafters, make(len(drafters), numbers), [PROMPTS[k] for k in numbers],
+        batch=batch, draft_len=draft_len, rngs=numbers, **{**COUNTS, **ends},
+    ):  # fmt: skip
+        found[numbers[place]].append(round_)
+    return found
+
+
+def assert_same(found, expected, atol=1e-10):
+    """Text, choices and counts are equal, scores and laws nearly."""
+    assert found.keys() == expected.keys()
+    for k, rounds in expected.items():
+        for one, other in zip(found[k], rounds, strict=True):
+            for name in ("start", "choice", "drafted", "accepted", "emitted"):
+                assert getattr(one, name) == getattr(other, name), (k, name)
+            np.testing.assert_allclose(one.probs, other.probs, rtol=0, atol=atol)
+            for name in ("gamma", "realised"):
+                if getattr(other, name) is None:
+                    assert getattr(one, name) is None
+                else:
+                    np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=0, atol=atol)
+
+
+def choices(found):
+    return {round_.choice for rounds in found.values() for round_ in rounds}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("warper", [Warper(0), Warper(), Warper(0.7, top_k=20, top_p=0.9)], ids=str)
+def test_each_query_is_decoded_as_alone(make, warper):
+    target, drafters = models(make, warper)
+    expected = alone(target, drafters)
+    assert choices(expected) == {0, 1, 2}
+    assert len({len(rounds) for rounds in expected.values()}) > 2
+    for batch in (1, 2, 5, 8, 20):
+        assert_same(together(target, drafters, batch), expected)
