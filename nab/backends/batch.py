@@ -38,7 +38,8 @@ class Memory:
     """Keys and values of the texts of some rows, of all layers, entry j of a text at slot j.
 
     What is written is seen by position alone: entries behind the one that looks are hidden until they are
-    overwritten. It stands in for a transformers ``Cache`` where ``Decoder`` reads.
+    overwritten. What is hidden is multiplied by 0, so all that is held is finite: zeros stand for what is no
+    number. It stands in for a transformers ``Cache`` where ``Decoder`` reads.
 
     Args:
         layers: of the model.
@@ -48,7 +49,6 @@ class Memory:
 
     def __init__(self, layers: int, shape: tuple[int, int, int], like: Tensor) -> None:
         count, heads, width = shape
-        # finite from the start, since what is hidden is multiplied by 0
         self._layers = [
             [like.new_zeros(count, heads, _FIRST_SLOTS, width) for _ in range(2)] for _ in range(layers)
         ]
@@ -75,7 +75,7 @@ class Memory:
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Write ``(rows, heads, entries, width)``; all there is then in these rows, ``(..., end, width)``."""
         for part, new in zip(self._layers[layer], (keys, values), strict=True):
-            part.transpose(1, 2)[self._at] = new.transpose(1, 2)
+            part.transpose(1, 2)[self._at] = torch.nan_to_num(new.transpose(1, 2), 0, 0, 0)
         known, seen = (part[self._places, :, : self._end] for part in self._layers[layer])
         return known, seen
 
@@ -83,18 +83,11 @@ class Memory:
         """So many that the new entries end at ``end``."""
         return self._end - self._entries
 
-    def clear(self, row: int, start: int) -> None:
-        """Zeros from ``start`` on: what is not a number would be seen, even where it is hidden."""
-        for part in self._parts():
-            part[row, :, start:] = 0
-
     def move(self, row: int, to: int) -> None:
         """Put a row's text in another row's place."""
-        for part in self._parts():
-            part[to] = part[row]
-
-    def _parts(self) -> Iterator[Tensor]:
-        return (part for layer in self._layers for part in layer)
+        for layer in self._layers:
+            for part in layer:
+                part[to] = part[row]
 
 
 _FIRST_SLOTS = 256
@@ -120,6 +113,8 @@ class Reader:
         self.lm = lm
         self.lengths = [0] * count
         """Of each row, how many leading entries are those of its text."""
+        self.sound = torch.ones(count, dtype=torch.bool, device=lm.device)
+        """Whether all that was read of each row by ``follow`` is a number."""
         self._decoder = lm._decoder
         heads, width = self._decoder.shape[1:]
         self.memory = Memory(len(self._decoder.layers), (count, heads, width), lm._embedding)
@@ -136,7 +131,16 @@ class Reader:
         Returns:
             ``(rows, entries, vocab)``.
         """
-        return self.lm._head(self._read(places, first, end, ids))
+        states = self._read(places, first, end, ids)
+        return self.lm._head(states.masked_fill(~self.sound[places, None, None], torch.nan))
+
+    def follow(self, places: Places, first: Tensor, end: int, ids: Tensor) -> Tensor:
+        """As ``logits``, of entries that all laws from now on depend on: NaN among them makes those NaN."""
+        self._note(places, states := self._read(places, first, end, ids))
+        return self.lm._head(states.masked_fill(~self.sound[places, None, None], torch.nan))
+
+    def _note(self, places: Places, states: Tensor) -> None:
+        self.sound[places] &= states.isfinite().flatten(1).all(1)
 
     def _read(self, places: Places, first: Tensor, end: int, ids: Tensor) -> Tensor:
         positions = first[:, None] + torch.arange(ids.shape[1], device=ids.device)
@@ -165,7 +169,7 @@ class Reader:
             end = max(ends[row] for row in group)
             tensors = (torch.tensor(each, device=device) for each in (group, first, ids))
             at, begin, fed = tensors
-            self._read(at, begin, end, fed)
+            self._note(at, self._read(at, begin, end, fed))
             for row in group:
                 self.lengths[row] = ends[row]
 
@@ -173,8 +177,9 @@ class Reader:
         """Forget a row; the last one takes its place."""
         if row != last:
             self.memory.move(last, row)
-        self.memory.clear(last, 0)
         self.lengths[row], self.lengths[last] = self.lengths[last], 0
+        self.sound[row] = self.sound[last]
+        self.sound[last] = True
 
 
 @dataclass
@@ -344,7 +349,7 @@ class _Engine:
         first, fed, u = now.first[places], now.last[places], now.draws[places]
         end, drawn = max(now.starts[row] for row in group), list[Any]()
         for level in range(self.draft_len):
-            logits = reader.logits(places, first + level, end + level, fed)
+            logits = reader.follow(places, first + level, end + level, fed)
             if self.greedy:
                 top, likeliest = logits.max(-1)
                 drawn.append((likeliest, None, top))
@@ -471,19 +476,16 @@ class _Engine:
         return scores
 
     def _bench(self, now: _Round, emitted: Sequence[tuple[int, ...]], sound: Floats) -> None:
-        """Bench who has no law for a text, or has no room for it; clear what is no number behind the text."""
+        """Bench who has no law for a text, or no room for it."""
         for row, query in enumerate(now.queries):
             length = now.starts[row] + len(emitted[row]) - 1
             for i, reader in self.readers.items():
                 reader.lengths[row] = length
                 if i in query.pool.benched:
                     continue
-                name, fine = reader.lm.name, sound[row, i] > 0
                 query.pool.call(i, partial(_check_fits, length))
-                if not fine[: len(emitted[row])].all():
-                    query.pool.bench(i, f"ValueError: {name} returned logits that are {_NAN}")
-                elif not fine.all():
-                    reader.memory.clear(row, length)
+                if not sound[row, i, : len(emitted[row])].all():
+                    query.pool.bench(i, f"ValueError: {reader.lm.name} returned logits that are {_NAN}")
 
     def _host_scores(
         self, i: int, now: _Round, verdict: _Verdict, emitted: Sequence[tuple[int, ...]]
