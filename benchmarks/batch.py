@@ -24,7 +24,7 @@ from nab.backends.torch import CausalLM, Warper, early_exit
 from nab.sim.trace import processor
 
 QUERIES = 16
-ENDS = {"max_new_tokens": 48}
+ENDS = {"max_new_tokens": 32}
 
 
 def models(scale: float) -> tuple[CausalLM, list[CausalLM]]:

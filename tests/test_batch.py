@@ -9,6 +9,7 @@ from test_rows import Waits
 
 import nab
 from nab import selector as selectors
+from nab.backends import rows
 from nab.backends.batch import Memory, Reader, decode_batch
 from nab.backends.drafters import Lookup
 from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
@@ -239,6 +240,15 @@ def test_a_drafter_that_is_always_right_is_read_from_where_it_stopped():
     expected = alone(target, drafters, SHORT, make=constant)
     assert all(r.accepted == 4 for rounds in expected.values() for r in rounds[:-1])
     assert_same(together(target, drafters, 3, SHORT, make=constant), expected)
+
+
+def test_uniforms_of_another_row_are_seen(monkeypatch):
+    target, drafters = models(warper=Warper())
+    expected, honest = alone(target, drafters, SHORT), rows.uniforms
+    monkeypatch.setattr(rows, "uniforms", lambda values, like: honest(values[::-1], like))
+    assert_same(together(target, drafters, 1, SHORT), expected)
+    with pytest.raises((AssertionError, ValueError)):
+        assert_same(together(target, drafters, 3, SHORT), expected)
 
 
 class Fading:

@@ -204,7 +204,7 @@ class _Round(NamedTuple):
         last: the tokens there, ``(rows, 1)``.
         draws: uniforms of drafts, ``(rows, draft_len)``.
         tests: uniforms of verification, ``(rows, draft_len + 1)``.
-        host: all of those as numbers.
+        host: all uniforms of each row, ``(rows, 2 draft_len + 1)``.
     """
 
     queries: Sequence[_Query]
@@ -253,12 +253,11 @@ class _Engine:
         _check_alike(self.target, self.readers.values())
         self.draft_len = draft_len
         models = [target, *(reader.lm for reader in self.readers.values())]
+        # then laws need not be computed: their likeliest tokens say all
         self.greedy = all(model.warper.temperature == 0 for model in models)
         dtype = torch.float64 if target.model.dtype == torch.float64 else torch.float32
-        self.like = torch.empty(
-            0, target_vocabulary := _vocabulary(target), dtype=dtype, device=target.device
-        )
-        self.vocab = target_vocabulary
+        self.like = torch.empty(0, dtype=dtype, device=target.device)  # laws are
+        self.vocab = _vocabulary(target)
         self._scheme = Levels([Chain()] * draft_len)
 
     @torch.inference_mode()
