@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from nab.learners import flat, restored
 from nab.learners.border import checked, whole
+from nab.learners.normal_hedge import NormalHedgeState
 from nab.losses import Time, Token, by_depth, expected_length
 from nab.sampling import transport
 from nab.types import Bandit, Evaluate, Floats, Learner, Objective, as_floats
@@ -188,17 +189,21 @@ class Selector:
         """
         self._note(seconds)
         gamma, realised = evaluate()
+        for loss, law in zip(*self._released(gamma, realised), strict=True):
+            self.state = self.learner.update(self.state, loss, law)
+        self._choose(Before(self._expert, self.law))
+        return gamma, realised
+
+    def _released(self, gamma: Floats, realised: Floats) -> tuple[Floats, Floats]:
+        """The losses that new scores complete, and the laws that were played there, ``(losses, n)`` each."""
         check_scores(gamma, realised, len(self.probs))
         played = np.tile(self.law, (len(gamma), 1))
         known: tuple[Any, ...] = as_floats(gamma), as_floats(realised), played
         if len(self._pending[0]):
             known = tuple(map(np.concatenate, zip(self._pending, known, strict=True)))
         losses = self.objective(known[0], known[1])
-        for loss, law in zip(losses, known[2], strict=False):
-            self.state = self.learner.update(self.state, loss, law)
         self._pending = tuple(each[len(losses) :] for each in known)
-        self._choose(Before(self._expert, self.law))
-        return gamma, realised
+        return losses, known[2][: len(losses)]
 
     @property
     def leading(self) -> tuple[int, float]:
@@ -241,6 +246,121 @@ class Selector:
         self._expert, self.law = saved["choice"], np.array(saved["probs"])
         self._rng.bit_generator.state = saved["rng"]
         self._place()
+
+
+def observe_together(
+    selectors: Sequence[Chooses], emitted: Sequence[int], evaluate: Sequence[Evaluate]
+) -> list[tuple[Floats, Floats] | None]:
+    """What each selector's ``observe`` does, with one update a step for all learners that are alike.
+
+    Queries release different numbers of losses in a round; step k updates those that have a k-th one. Laws
+    are those of ``observe`` but for rounding: learners promise 1e-12 (tests/test_learners.py).
+
+    Args:
+        selectors: one a query, each its own. Other kinds than ``Selector`` observe one by one.
+        emitted: for each, see ``Chooses.observe``.
+        evaluate: likewise.
+
+    Returns:
+        What each evaluation returned, or None where it was not called.
+
+    Raises:
+        ValueError: on scores as ``Selector.observe`` refuses them.
+    """
+    scores: list[tuple[Floats, Floats] | None] = []
+    asking = list[_Released]()
+    for selector, count, scored in zip(selectors, emitted, evaluate, strict=True):
+        if type(selector) is not Selector:
+            scores.append(selector.observe(count, scored))
+            continue
+        gamma, realised = scored()
+        scores.append((gamma, realised))
+        asking.append(_Released(selector, *selector._released(gamma, realised)))
+    for group in _alike(asking):
+        _learn(group)
+    for selector, _, _ in asking:
+        selector._choose(Before(selector._expert, selector.law))
+    return scores
+
+
+class _Released(NamedTuple):
+    """A selector, the losses that it has to learn and the laws played there, ``(losses, n)`` each."""
+
+    selector: Selector
+    losses: Floats
+    played: Floats
+
+
+def _alike(asking: Sequence[_Released]) -> list[list[_Released]]:
+    """Those whose states can stand side by side: of one learner, and of the same numbers without batch axis.
+
+    Such numbers count rounds, as a rule, so queries that have learned from unlike many positions are apart.
+    """
+    groups: list[tuple[Any, list[_Released]]] = []
+    for each in asking:
+        selector = each.selector
+        found = flat(selector.state)
+        common = {
+            name: found[name].tolist() if leaf.ndim == 0 else found[name].shape
+            for name, leaf in flat(_outline(selector)).items()
+        }
+        key = selector.learner, len(selector.probs), common
+        group = next((group for known, group in groups if known == key), None)
+        if group is None:
+            groups.append((key, group := []))
+        group.append(each)
+    return [group for _, group in groups]
+
+
+def _outline(selector: Selector) -> Any:
+    """A state for a batch of two: what has no axis there is common to all queries."""
+    state: Any = selector.learner.init(len(selector.probs), 2)
+    if isinstance(state, NormalHedgeState):
+        rounds: Any = np.zeros(2)  # they say how large rounding errors are, no more, and broadcast
+        return state._replace(rounds=rounds)
+    return state
+
+
+def _learn(group: Sequence[_Released]) -> None:
+    """Update the states of a group, those with most losses in front, so that whoever is left is there."""
+    if len(group) == 1:
+        selector, losses, played = group[0]
+        for loss, law in zip(losses, played, strict=True):
+            selector.state = selector.learner.update(selector.state, loss, law)
+        return
+    group = sorted(group, key=lambda each: -len(each.losses))
+    learner, like = group[0].selector.learner, _outline(group[0].selector)
+    state = _joined(like, [each.selector.state for each in group])
+    for step in range(len(group[0].losses) + 1):
+        going = sum(len(each.losses) > step for each in group)
+        for query in range(going, len(group)):
+            group[query].selector.state = _part(like, state, query)
+        group = group[:going]
+        if group:
+            losses = np.stack([each.losses[step] for each in group], -1)
+            played = np.stack([each.played[step] for each in group], -1)
+            state = learner.update(_part(like, state, slice(going)), losses, played)
+
+
+def _joined(like: Any, states: Sequence[Any]) -> Any:
+    """States of single queries as that of a batch."""
+    if isinstance(like, tuple):
+        parts = [_joined(*each) for each in zip(like, zip(*states, strict=True), strict=True)]
+        return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+    return states[0] if np.ndim(like) == 0 else np.stack(states, -1)
+
+
+def _part(like: Any, state: Any, queries: int | slice) -> Any:
+    """The state of one query, which keeps nothing of the others, or of the first ones."""
+    if isinstance(like, tuple):
+        parts = [_part(*each, queries) for each in zip(like, state, strict=True)]
+        return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+    if np.ndim(like) == 0:
+        return state
+    part = state[..., queries]
+    if isinstance(queries, slice):
+        return part
+    return part.copy() if part.ndim else part.item()
 
 
 class BanditSelector:

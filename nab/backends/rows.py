@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 UNKNOWN = -(1 << 60)
@@ -25,7 +26,7 @@ class Drafted(NamedTuple):
         ids: ``(rows, levels)``.
         q: the laws they were drawn from, and one that is 0, ``(rows, levels + 1, vocab)``; None where they
             were certain.
-        top: the largest logit of the last one, where they were certain, ``(rows, 1)``.
+        top: the largest logits where some of them were certain, the last one's at least: ``(rows, any)``.
         tell: to be called with the tokens of the only row, once they are known.
     """
 
@@ -35,10 +36,10 @@ class Drafted(NamedTuple):
     tell: Callable[[Sequence[int]], None] = lambda drafted: None
 
 
-def uniforms(values: Sequence[float], like: Tensor) -> Tensor:
+def uniforms(values: ArrayLike, like: Tensor) -> Tensor:
     """On the device and in the dtype of ``like``, below 1."""
     most = 1 - torch.finfo(like.dtype).eps
-    return torch.tensor([min(value, most) for value in values], dtype=like.dtype, device=like.device)
+    return torch.tensor(np.minimum(values, most), dtype=like.dtype, device=like.device)
 
 
 def likeliest(logits: Tensor) -> Tensor:
