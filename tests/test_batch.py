@@ -216,7 +216,7 @@ def mixed(n, numbers):
 class Curious(nab.Constant):
     """Asks for scores in every round, which nobody can know beforehand."""
 
-    def observe(self, emitted, evaluate):
+    def observe(self, emitted, evaluate, *, seconds=None):
         super().observe(emitted, evaluate)
         return evaluate()
 

@@ -51,6 +51,9 @@ class Stack:
             start: first position scored; the last one is that of the last token.
             p: the target's laws there, in one or several tensors ``(rows, vocab)``.
         """
+        room = min((each.context for each in self.members if each.context is not None), default=len(tokens))
+        if len(tokens) - 1 > room:
+            raise ValueError(f"{len(tokens) - 1} tokens do not fit the context of a member: {room}")
         kept = min(common_prefix(self._tokens, tokens), start - 1)
         layers: list[Any] = self._keys.layers
         for each in (*layers, *self._hidden):

@@ -316,6 +316,7 @@ class CausalLM:
             start: first position scored; the last one is that of the last token.
             p: the target's laws there, in one or several tensors ``(rows, vocab)``.
         """
+        self._check_fits(len(tokens) - 1)
         self._borrow(tokens)
         tree = Tree(list(tokens[:-1]))
         with self._cache.reading(tree, start - 1) as kept:
