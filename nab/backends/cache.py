@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -280,11 +280,19 @@ class Bands:
 
     Args:
         like: of the device and dtype wanted.
+        windows: of the layers, see ``__call__``.
     """
 
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
+    def __init__(self, like: Tensor, windows: Iterable[int | None] = (None,)) -> None:
+        self._like, self._windows = like, frozenset(windows)
+        self._none = dict.fromkeys(self._windows)
         self._tables: dict[int | None, Tensor] = {}
+
+    def all(self, rows: range) -> Mapping[int | None, Tensor | None]:
+        """The masks of all windows, by window."""
+        if len(rows) == 1 and self._windows == _FAR:
+            return self._none
+        return {window: self(rows, window) for window in self._windows}
 
     def __call__(self, rows: range, window: int | None) -> Tensor | None:
         """Additive mask ``(len(rows), rows.stop)`` of some entries of a chain; None where none is needed.
@@ -311,6 +319,7 @@ class Bands:
 
 
 _BAND = 64
+_FAR = frozenset([None])
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

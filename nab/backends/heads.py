@@ -188,8 +188,8 @@ class HeadModel(nn.Module):
         """See ``FeatureModel``; here for any batch."""
         if self.decoder is not None:
             cached = cache.get_seq_length()
-            chain = self._bands(range(cached, cached + ids.shape[1]), None)
-            seen: dict[int | None, Tensor | None] = {None: chain if mask is None else mask}
+            chain = self._bands.all(range(cached, cached + ids.shape[1]))
+            seen: Mapping[int | None, Tensor | None] = chain if mask is None else {None: mask}
             return self.decoder(self.inputs(ids, features), cache, positions[0], seen)[-1]
         own: Tensor = self.block(
             inputs_embeds=self.inputs(ids, features),

@@ -33,7 +33,7 @@ class Stack:
         for i, each in enumerate(members):
             each.rebuild(member(self._parts, i))
             each.stack = self
-        self._bands = Bands(self._parts.head.weight)
+        self._bands = Bands(self._parts.head.weight, self._parts.decoder.windows)
         self.reset()
 
     def reset(self) -> None:
@@ -60,8 +60,7 @@ class Stack:
             each.truncate(kept)
         entries, self._tokens = range(kept, len(tokens) - 1), []
         x = self._first.enter(self._parts.entry, tokens, entries)
-        masks = {window: self._bands(entries, window) for window in self._parts.decoder.windows}
-        hidden = self._parts.decoder(x, self._keys, entries, masks)[-1]
+        hidden = self._parts.decoder(x, self._keys, entries, self._bands.all(entries))[-1]
         if self._first.keeps and not self._hidden:
             self._hidden = [Memory(hidden, -2)]
         for memory in self._hidden:

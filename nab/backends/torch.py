@@ -6,9 +6,9 @@ The engine knows nothing about text: token ids in, laws out. Each model owns a K
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from inspect import signature
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -124,7 +124,7 @@ class CausalLM:
         if self.decoder is not None:
             self._embedding: Any = model.model.embed_tokens.weight
             self._head = Matrix(model.lm_head.weight, model.lm_head.bias)
-            self._bands = Bands(self._embedding)
+            self._bands = Bands(self._embedding, self.decoder.windows)
         self.reset()
 
     def keep(self, layers: Iterable[int]) -> None:
@@ -279,33 +279,38 @@ class CausalLM:
             Logits of the last ones, ``(1, last, vocab)``.
         """
         entries = range(first, first + ids.shape[1])
+        branches = tree is not None and len(tree) > tree.trunk
         if self.decoder is None:
-            output = self.model(
-                input_ids=ids,
-                past_key_values=self._cache.keys,
-                use_cache=True,
-                logits_to_keep=last,
-                output_hidden_states=bool(self._layers),
-                **self._layout(tree, entries),
-            )
-            states, logits = output.hidden_states, cast(Tensor, output.logits)
+            states, logits = self._forward(ids, self._layout(tree, entries) if branches else {}, last)
+        elif branches:
+            tree = cast(Tree, tree)
+            masks = {window: self._mask(tree, entries, window) for window in self.decoder.windows}
+            states, logits = self._decoded(ids, tree.positions(entries).to(ids.device), masks, last)
         else:
-            positions: range | Tensor = entries
-            mask: Callable[[int | None], Tensor | None] = partial(self._bands, entries)
-            if tree is not None and len(tree) > tree.trunk:
-                positions, mask = tree.positions(entries).to(ids.device), partial(self._mask, tree, entries)
-            masks = {window: mask(window) for window in self.decoder.windows}
-            states, logits = self._decoded(ids, positions, masks, last)
-        self._cache.add(*(states[layer][0] for layer in self._layers))
+            states, logits = self._decoded(ids, entries, self._bands.all(entries), last)
+        if states:
+            self._cache.add(*states)
         return logits
 
+    def _forward(self, ids: Tensor, layout: dict[str, Any], last: int) -> tuple[list[Tensor], Tensor]:
+        """Kept hidden states of ``ids`` and logits of the last ones, by transformers."""
+        output = self.model(
+            input_ids=ids,
+            past_key_values=self._cache.keys,
+            use_cache=True,
+            logits_to_keep=last,
+            output_hidden_states=bool(self._layers),
+            **layout,
+        )
+        return [output.hidden_states[layer][0] for layer in self._layers], output.logits
+
     def _decoded(
-        self, ids: Tensor, positions: range | Tensor, masks: dict[int | None, Tensor | None], last: int
+        self, ids: Tensor, positions: range | Tensor, masks: Mapping[int | None, Tensor | None], last: int
     ) -> tuple[list[Tensor], Tensor]:
-        """Hidden states of ``ids`` and logits of the last ones, by the decoder."""
+        """As ``_forward``, by the decoder."""
         decoder = cast(Decoder, self.decoder)
         states = decoder(self._embedding[ids], self._cache.keys, positions, masks)
-        return states, self._head(states[-1][:, -last:])
+        return [states[layer][0] for layer in self._layers], self._head(states[-1][:, -last:])
 
     @torch.inference_mode()
     def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Tensor]) -> Tensor:
@@ -347,9 +352,8 @@ class CausalLM:
         return found
 
     def _layout(self, tree: Tree | None, rows: range) -> dict[str, Any]:
-        """Mask and position ids of some entries, as transformers takes them; a chain needs none."""
-        if tree is None or len(tree) == tree.trunk:
-            return {}
+        """Mask and position ids of entries of a tree, as transformers takes them."""
+        tree = cast(Tree, tree)
         masks = {kind: self._mask(tree, rows, window) for kind, window in self._windows.items()}
         return {
             "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
