@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -251,7 +252,7 @@ class Selector:
 def observe_together(
     selectors: Sequence[Chooses], emitted: Sequence[int], evaluate: Sequence[Evaluate]
 ) -> list[tuple[Floats, Floats] | None]:
-    """What each selector's ``observe`` does, with one update a step for all learners that are alike.
+    """What each selector's ``observe`` does, with one update a step for learners that are alike and many.
 
     Queries release different numbers of losses in a round; step k updates those that have a k-th one. Laws
     are those of ``observe`` but for rounding: learners promise 1e-12 (tests/test_learners.py).
@@ -291,25 +292,41 @@ class _Released(NamedTuple):
     played: Floats
 
 
-def _alike(asking: Sequence[_Released]) -> list[list[_Released]]:
-    """Those whose states can stand side by side: of one learner, and of the same numbers without batch axis.
+class _Group(NamedTuple):
+    """Selectors of one learner over n drafters whose states can stand side by side, like those of a batch."""
+
+    learner: Learner[Any]
+    n: int
+    like: Any
+    common: list[Any]
+    members: list[_Released]
+
+
+def _alike(asking: Sequence[_Released]) -> list[_Group]:
+    """Selectors of one learner whose states have the same numbers without batch axis.
 
     Such numbers count rounds, as a rule, so queries that have learned from unlike many positions are apart.
     """
-    groups: list[tuple[Any, list[_Released]]] = []
+    groups: list[_Group] = []
     for each in asking:
-        selector = each.selector
-        found = flat(selector.state)
-        common = {
-            name: found[name].tolist() if leaf.ndim == 0 else found[name].shape
-            for name, leaf in flat(_outline(selector)).items()
-        }
-        key = selector.learner, len(selector.probs), common
-        group = next((group for known, group in groups if known == key), None)
+        learner, n = each.selector.learner, len(each.selector.probs)
+        kin = [group for group in groups if group.n == n and group.learner == learner]
+        like = kin[0].like if kin else _outline(each.selector)
+        common = list(_common(like, each.selector.state))
+        group = next((group for group in kin if group.common == common), None)
         if group is None:
-            groups.append((key, group := []))
-        group.append(each)
-    return [group for _, group in groups]
+            groups.append(group := _Group(learner, n, like, common, []))
+        group.members.append(each)
+    return groups
+
+
+def _common(like: Any, state: Any) -> Iterator[Any]:
+    """What states that stand side by side have in common: numbers, and the shapes of arrays."""
+    if isinstance(like, tuple):
+        for part, own in zip(like, state, strict=True):
+            yield from _common(part, own)
+    else:
+        yield np.shape(state) if isinstance(like, np.ndarray) else state
 
 
 def _outline(selector: Selector) -> Any:
@@ -321,25 +338,26 @@ def _outline(selector: Selector) -> Any:
     return state
 
 
-def _learn(group: Sequence[_Released]) -> None:
-    """Update the states of a group, those with most losses in front, so that whoever is left is there."""
-    if len(group) == 1:
-        selector, losses, played = group[0]
-        for loss, law in zip(losses, played, strict=True):
-            selector.state = selector.learner.update(selector.state, loss, law)
-        return
-    group = sorted(group, key=lambda each: -len(each.losses))
-    learner, like = group[0].selector.learner, _outline(group[0].selector)
-    state = _joined(like, [each.selector.state for each in group])
-    for step in range(len(group[0].losses) + 1):
-        going = sum(len(each.losses) > step for each in group)
-        for query in range(going, len(group)):
-            group[query].selector.state = _part(like, state, query)
-        group = group[:going]
-        if group:
-            losses = np.stack([each.losses[step] for each in group], -1)
-            played = np.stack([each.played[step] for each in group], -1)
-            state = learner.update(_part(like, state, slice(going)), losses, played)
+def _learn(group: _Group) -> None:
+    """Update the states of a group: together for as many steps as enough of them have losses, then alone."""
+    learner, like = group.learner, group.like
+    members = sorted(group.members, key=lambda each: -len(each.losses))  # whoever is left is in front
+    going = [sum(len(each.losses) > step for each in members) for step in range(len(members[0].losses))]
+    steps = sum(count >= _MANY for count in going)
+    state = _joined(like, [each.selector.state for each in members]) if steps else None
+    for step, (count, left) in enumerate(pairwise([*going[:steps], 0])):
+        losses = np.stack([each.losses[step] for each in members[:count]], -1)
+        played = np.stack([each.played[step] for each in members[:count]], -1)
+        state = learner.update(_part(like, state, slice(count)), losses, played)
+        for query in range(left, count):
+            members[query].selector.state = _part(like, state, query)
+    for selector, losses, played in members:
+        for loss, law in zip(losses[steps:], played[steps:], strict=True):
+            selector.state = learner.update(selector.state, loss, law)
+
+
+_MANY = 8
+"""An update of a batch takes as long as some five of single queries, whose sums are products."""
 
 
 def _joined(like: Any, states: Sequence[Any]) -> Any:
@@ -347,7 +365,7 @@ def _joined(like: Any, states: Sequence[Any]) -> Any:
     if isinstance(like, tuple):
         parts = [_joined(*each) for each in zip(like, zip(*states, strict=True), strict=True)]
         return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
-    return states[0] if np.ndim(like) == 0 else np.stack(states, -1)
+    return np.stack(states, -1) if isinstance(like, np.ndarray) else states[0]
 
 
 def _part(like: Any, state: Any, queries: int | slice) -> Any:
@@ -355,7 +373,7 @@ def _part(like: Any, state: Any, queries: int | slice) -> Any:
     if isinstance(like, tuple):
         parts = [_part(*each, queries) for each in zip(like, state, strict=True)]
         return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
-    if np.ndim(like) == 0:
+    if not isinstance(like, np.ndarray):
         return state
     part = state[..., queries]
     if isinstance(queries, slice):

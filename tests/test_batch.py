@@ -25,6 +25,12 @@ def ragged(queries, rounds, n, seed=0):
         yield {q: rng.random((2, rng.integers(1, 6), n)) for q in live}
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Also few learners are updated together."""
+    monkeypatch.setattr(selectors, "_MANY", 2)
+
+
 def assert_laws_are_those_alone(learner, objective, queries=5, rounds=60, n=3):
     def fresh():
         return [nab.Selector(learner, n, objective=objective, rng=seed) for seed in range(queries)]
@@ -47,24 +53,28 @@ def assert_laws_are_those_alone(learner, objective, queries=5, rounds=60, n=3):
 
 @pytest.mark.parametrize("learner", LEARNERS.values(), ids=LEARNERS.keys())
 @pytest.mark.parametrize("objective", [nab.Token(), nab.Length(4)], ids=["token", "length"])
+@pytest.mark.usefixtures("few")
 def test_laws_and_choices_of_a_batch_are_those_of_selectors_alone(learner, objective):
     """Queries begin one after the other and miss rounds, so that their losses are ragged."""
     assert_laws_are_those_alone(learner, objective)
 
 
 @pytest.mark.parametrize("learner", [nab.NormalHedge(), Squint()], ids=str)
+@pytest.mark.usefixtures("few")
 def test_that_check_sees_losses_of_another_query(learner, monkeypatch):
     honest = selectors._learn
 
     def swapped(group):
-        first = group[0].losses
-        honest([each._replace(losses=np.resize(first, each.losses.shape)) for each in group])
+        first = group.members[0].losses
+        members = [each._replace(losses=np.resize(first, each.losses.shape)) for each in group.members]
+        honest(group._replace(members=members))
 
     monkeypatch.setattr(selectors, "_learn", swapped)
     with pytest.raises(AssertionError):
         assert_laws_are_those_alone(learner, nab.Token())
 
 
+@pytest.mark.usefixtures("few")
 def test_that_check_sees_a_state_put_back_in_another_place(monkeypatch):
     honest = selectors._part
     monkeypatch.setattr(
@@ -75,6 +85,7 @@ def test_that_check_sees_a_state_put_back_in_another_place(monkeypatch):
         assert_laws_are_those_alone(nab.NormalHedge(), nab.Token())
 
 
+@pytest.mark.usefixtures("few")
 def test_like_learners_are_updated_together(monkeypatch):
     """As many calls as the longest query has losses."""
     calls, update = [], nab.NormalHedge.update
@@ -86,7 +97,11 @@ def test_like_learners_are_updated_together(monkeypatch):
     for counts in ([2, 1, 4, 2], [1, 1, 1, 3]):
         scores = [np.full((2, count, 3), 0.5) for count in counts]
         observe_together(queries, counts, [lambda score=score: tuple(score) for score in scores])
-    assert calls == [(3, 4), (3, 3), (3, 1), (3, 1), (3, 4), (3, 1), (3, 1)]
+    assert calls == [(3, 4), (3, 3), (3,), (3,), (3, 4), (3,), (3,)]
+
+
+def test_laws_of_many_queries_are_those_alone():
+    assert_laws_are_those_alone(nab.NormalHedge(), nab.Token(), queries=24, rounds=40)
 
 
 def test_selectors_of_other_kinds_observe_for_themselves():
