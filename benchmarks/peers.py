@@ -17,6 +17,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 import nab
 from nab.backends.stack import stacked
 from nab.backends.torch import CausalLM, Warper
+from nab.selector import argmax
 
 FLASHSPEC = "flashspec"
 INSTALL = f"pip install --no-deps {FLASHSPEC}==0.3.1, and pydantic"
@@ -252,8 +253,17 @@ def _sampled_verdict(
 Policy = Callable[[int, int], Any]
 """A fresh selector from the number of drafters and a seed."""
 
+
+def timed(n: int, seed: int) -> Any:
+    """The time objective as ``nab run`` has it, for drafts of 5 tokens."""
+    objective, hedge = nab.Time(5), nab.NormalHedge()
+    return nab.Lazy(nab.Selector(hedge, n, objective=objective, pick=argmax, rng=seed), every=8, above=0.2)
+
+
 LEARNING: dict[str, Policy] = {
     "normal-hedge": lambda n, seed: nab.Selector(nab.NormalHedge(), n, rng=seed),
+    "lazy": lambda n, seed: nab.Lazy(nab.Selector(nab.NormalHedge(), n, rng=seed), every=8),
+    "time": timed,
 }
 
 POLICIES: dict[str, Policy] = {

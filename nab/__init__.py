@@ -10,7 +10,7 @@ from nab import acceptance, learners, losses, sampling, schemes
 from nab.acceptance import Chain, Greedy, MultiDraft, TopK, WithoutReplacement
 from nab.decode import Round, decode, until
 from nab.learners import Hedge, NormalHedge
-from nab.losses import Length, Token
+from nab.losses import Length, Time, Token
 from nab.pool import DrafterWarning, Pool
 from nab.schemes import DynamicTree, Levels, StaticTree
 from nab.selector import BanditSelector, Constant, Corrected, Lazy, Selector
@@ -35,6 +35,7 @@ __all__ = [
     "Round",
     "Selector",
     "StaticTree",
+    "Time",
     "Token",
     "TopK",
     "WithoutReplacement",
