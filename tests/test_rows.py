@@ -145,12 +145,25 @@ def test_a_round_waits_for_the_device_once(temperature, monkeypatch):
     target, drafter = CausalLM(model, warper), CausalLM(tiny.perturbed(model, 0.05), warper)
     loop = nab.decode(target, [drafter], nab.Constant([1.0], rng=0), [1, 2, 3], draft_len=4, rng=0)
     next(loop)
-    lists, tolist = [], torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(self.shape) or tolist(self))
+    transfers, inside, lists = [], [], []
+    tolist, told = torch.Tensor.tolist, rows.told
+
+    def counted(*parts):
+        transfers.append(len(parts))
+        inside.append(True)
+        try:
+            return told(*parts)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(rows, "told", counted)
+    monkeypatch.setattr(
+        torch.Tensor, "tolist", lambda self: (None if inside else lists.append(1), tolist(self))[1]
+    )
     with Waits() as waits:
         for _ in range(5):
             next(loop)
-    assert (len(lists), waits.count) == (5, 0)
+    assert (len(transfers), len(lists), waits.count) == (5, 0, 0)
     with Waits() as waits:  # and that it sees what there is to see
         bool(target.logits([1, 2, 3], 3).max() < torch.inf)
     assert waits.count > 0

@@ -110,8 +110,8 @@ class Tree:
 class Slots(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer in memory that is there before it is needed, and doubles when it is full.
 
-    ``keys`` and ``values`` are views of its first entries, so forgetting the last ones, and reading others
-    in their place, moves nothing.
+    ``keys`` and ``values`` are views of its first entries, those of the last ``update``; so forgetting the
+    last ones, and reading others in their place, moves nothing.
     """
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -128,9 +128,14 @@ class Slots(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = (memory.append(states) for memory, states in pair)
         return self.keys, self.values
 
+    def get_seq_length(self) -> int:
+        """Entries held."""
+        return 0 if self._memory is None else int(self._memory[0].used)
+
     def truncate(self, entries: int) -> None:
         """Keep the first ones alone."""
-        self.keys, self.values = (memory.truncate(entries) for memory in self._memory)
+        for memory in self._memory:
+            memory.used = entries
 
     def move(self, found: Tensor, place: int) -> None:
         """Put some entries, by index, behind the first ``place``; nothing comes behind them."""
@@ -167,10 +172,9 @@ class Memory:
         self.used = end
         return self.view
 
-    def truncate(self, entries: int) -> Tensor:
-        """The view of the first entries alone."""
+    def truncate(self, entries: int) -> None:
+        """Keep the first entries alone."""
         self.used = entries
-        return self.view
 
     def move(self, found: Tensor, place: int) -> Tensor:
         """See ``Slots.move``."""

@@ -8,7 +8,8 @@ within a rounding error of 1 are lowered, so that no token behind all mass is dr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +40,16 @@ class Drafted(NamedTuple):
 def uniforms(values: ArrayLike, like: Tensor) -> Tensor:
     """On the device and in the dtype of ``like``, below 1."""
     most = 1 - torch.finfo(like.dtype).eps
-    return torch.tensor(np.minimum(values, most), dtype=like.dtype, device=like.device)
+    return torch.from_numpy(np.minimum(values, most)).to(like.device, like.dtype)
+
+
+def told(*parts: Tensor) -> list[list[Any]]:
+    """The first rows of some tensors ``(1, any)`` on the host, which waits for the device once."""
+    if all(part.is_cpu for part in parts):
+        return [part.tolist()[0] for part in parts]
+    whole = torch.cat([part.double() for part in parts], 1).tolist()[0]  # exact for tokens
+    ends = list(accumulate(part.shape[1] for part in parts))
+    return [whole[begin:end] for begin, end in pairwise([0, *ends])]
 
 
 def likeliest(logits: Tensor) -> Tensor:

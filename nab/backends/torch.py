@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -460,7 +461,7 @@ def chain(
         for _ in uniforms[1:]:
             logits = read(ids[-1] if vocabulary is None else vocabulary[ids[-1]])
             ids.append(rows.likeliest(logits))
-        drafted, top = torch.cat(ids, 1), logits.gather(-1, ids[-1][..., None])[..., 0]
+        drafted, top = torch.cat(ids, 1), logits.gather(-1, ids[-1].unsqueeze(-1)).squeeze(-1)
         return Drafted(drafted if vocabulary is None else vocabulary[drafted], None, top, tell)
     ids, laws, token = list[Tensor](), list[Tensor](), None
     nothing = logits.new_zeros(1, 1, like.shape[-1], dtype=like.dtype)
@@ -486,15 +487,19 @@ class _Found(NamedTuple):
 
 def _agreed(draft: Drafted, logits: Tensor) -> _Found:
     """At temperature 0: accepted as far as the target's likeliest tokens, from ``(1, levels + 1, vocab)``."""
-    best, levels = rows.likeliest(logits), draft.ids.shape[1]
-    tops = [logits.gather(-1, best[..., None])[..., 0], *([] if draft.top is None else [draft.top])]
-    sound = (torch.cat(tops, 1) < torch.inf).long()
-    told = torch.cat([draft.ids, best, sound], 1).tolist()[0]
-    drafted, likeliest, flags = told[:levels], told[levels : 2 * levels + 1], told[2 * levels + 1 :]
-    accepted = 0
+    best = rows.likeliest(logits)
+    top = logits.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+    known = [] if draft.top is None else [draft.top]
+    drafted, likeliest, tops, *own = rows.told(draft.ids, best, top, *known)
+    accepted, levels = 0, len(drafted)
     while accepted < levels and drafted[accepted] == likeliest[accepted]:
         accepted += 1
-    return _Found(drafted, accepted, likeliest[accepted], all(flags[: levels + 1]), all(flags[levels + 1 :]))
+    sound = all(map(_finite, tops)), all(map(_finite, *own)) if own else True
+    return _Found([*map(int, drafted)], accepted, int(likeliest[accepted]), *sound)
+
+
+def _finite(top: float) -> bool:
+    return top < inf  # not so if it is NaN
 
 
 def _tested(draft: Drafted, p: Tensor, uniforms: Sequence[float]) -> _Found:
@@ -506,11 +511,9 @@ def _tested(draft: Drafted, p: Tensor, uniforms: Sequence[float]) -> _Found:
         q[:, levels] = 0
     u = rows.uniforms([*uniforms[:levels], uniforms[-1]], p)
     accepted, token, carried = rows.verify(p, ids, q, u[None])
-    sound = (torch.cat([p[:, :, 0], carried], 1) < torch.inf).long()
-    told = torch.cat([ids, accepted, token, sound], 1).tolist()[0]
-    flags = told[levels + 2 :]
-    target, drafter = all(flags[: levels + 1]), all(flags[levels + 1 :])
-    return _Found(told[:levels], told[levels], told[levels + 1], target, drafter)
+    drafted, (count,), (next_token,), first, own = rows.told(ids, accepted, token, p[:, :, 0], carried)
+    sound = all(map(_finite, first)), all(map(_finite, own))
+    return _Found([*map(int, drafted)], int(count), int(next_token), *sound)
 
 
 def _decoder(model: Any) -> Decoder | None:
