@@ -189,7 +189,8 @@ def decode(
 
         found = itself.verify(tokens, draft, tests) if itself else _tested(target, tokens, draft, tests)
         if found.fault:
-            pool.bench(choice, found.fault)
+            name = getattr(pool.drafters[choice], "name", "it")
+            pool.bench(choice, f"ValueError: {name} {found.fault}")
         emitted = found.emitted
         tokens.extend(emitted)
         clock.append(perf_counter())

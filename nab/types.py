@@ -150,7 +150,7 @@ class Verified(NamedTuple):
         drafted: number of its tokens.
         emitted: those accepted, and the next one.
         laws: gives the target's at ``emitted``, ``(len(emitted), vocab)``.
-        fault: what is wrong with the drafter's laws, which are then rejected; empty if nothing.
+        fault: what the drafter did whose laws are none, and were rejected; empty if nothing is wrong.
     """
 
     drafted: int

@@ -256,7 +256,7 @@ class CausalLM:
         def laws() -> Tensor:
             return (self.warper(logits) if p is None else p)[0, : found.accepted + 1]
 
-        fault = "" if found.drafter_sound else f"its laws are {_NAN}"
+        fault = "" if found.drafter_sound else f"returned logits that are {_NAN}"
         return Verified(drafted, (*found.drafted[: found.accepted], found.token), laws, fault)
 
     def _on_device(self, draft: Draft) -> Drafted:
