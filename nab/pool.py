@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from nab.types import Accepts, Floats, LanguageModel
 
 T = TypeVar("T")
@@ -65,8 +67,8 @@ class Pool:
     def together(self, work: Callable[[Accepts], Floats]) -> dict[int, Floats]:
         """What drafters that score chains by themselves make of ``work``, by index.
 
-        Those of a stack are asked together. Nobody is benched here: where ``work`` fails, its drafters are
-        left out, and who is to blame is seen when they are asked one by one.
+        Those of a stack are asked together. Nobody is benched here: where ``work`` fails, or returns NaN, its
+        drafters are left out, and who is to blame is seen when they are asked one by one.
         """
         stacks: dict[int, tuple[Any, list[int]]] = {}
         for i, drafter in enumerate(self.drafters):
@@ -79,7 +81,8 @@ class Pool:
             try:
                 scores = work(stack) if limit is None else _WORKER.run(work, stack, limit)
                 all_members = getattr(stack, "members", [stack])
-                found |= {i: scores[..., all_members.index(self.drafters[i])] for i in members}
+                own = {i: scores[..., all_members.index(self.drafters[i])] for i in members}
+                found |= {i: each for i, each in own.items() if np.isfinite(each).all()}
             except (Exception, SystemExit):
                 continue
         return found
