@@ -499,7 +499,7 @@ class _Engine:
                 law[row, : len(new)] = own
         if self.greedy:
             tokens = [[*new, *[0] * (self.draft_len + 1 - len(new))] for new in emitted]
-            hit = law.gather(-1, torch.tensor(tokens)[..., None])[..., 0]
+            hit = rows.at(law, torch.tensor(tokens))
             return np.stack([hit.double().numpy()] * 2, 1)
         scores = _accepted(verdict.laws, law.to(self.like.device), verdict.emitted)
         return np.asarray(torch.stack(scores, 1).double().tolist())
@@ -521,13 +521,13 @@ def _scored(tokens: Sequence[int], start: int, drafter: LanguageModel) -> Tensor
 def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens of the largest logits, and these: ``(..., vocab)`` to ``(...,)``."""
     found = rows.likeliest(logits)
-    return found, logits.gather(-1, found[..., None])[..., 0]
+    return found, rows.at(logits, found)
 
 
 def _accepted(p: Tensor, q: Tensor, emitted: Tensor) -> tuple[Tensor, Tensor]:
     """``nab.acceptance.Chain`` at every position, with no wait; ``(..., vocab)`` laws to ``(...,)``."""
     gamma = torch.minimum(p, q).sum(-1).clamp(max=1)
-    carried, mass = (law.gather(-1, emitted[..., None])[..., 0] for law in (q, p))
+    carried, mass = (rows.at(law, emitted) for law in (q, p))
     return gamma, torch.minimum(carried, mass) / mass
 
 

@@ -135,7 +135,7 @@ class Slots(DynamicLayer):  # type: ignore[no-untyped-call]
     def truncate(self, entries: int) -> None:
         """Keep the first ones alone."""
         for memory in self._memory:
-            memory.used = entries
+            memory.truncate(entries)
 
     def move(self, found: Tensor, place: int) -> None:
         """Put some entries, by index, behind the first ``place``; nothing comes behind them."""
@@ -259,11 +259,12 @@ class TreeCache:
     def _keep(self, place: int, found: list[int]) -> int:
         """Drop all entries but the first ``place`` and those ``found``; their number."""
         kept, held = place + len(found), len(self.tree)
-        if kept == held and found == list(range(place, kept)):
+        in_place = found == list(range(place, kept))
+        if in_place and kept == held:
             return kept
         layers: list[Any] = self.keys.layers
         held_by = [*(layer for layer in layers if layer.is_initialized), *self._states]  # others share keys
-        if found == list(range(place, kept)):
+        if in_place:
             for each in held_by:
                 each.truncate(kept)
         else:

@@ -63,6 +63,11 @@ def likeliest(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
+def at(laws: Tensor, tokens: Tensor) -> Tensor:
+    """Entries of some tokens, one a row: ``(..., vocab)`` and ``(...)`` to ``(...)``."""
+    return laws.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
 def draw(law: Tensor, u: Tensor) -> Tensor:
     """``nab.sampling.sample`` by rows.
 
@@ -93,9 +98,8 @@ def verify(p: Tensor, ids: Tensor, q: Tensor, u: Tensor) -> tuple[Tensor, Tensor
         its tokens, ``(rows, levels)``.
     """
     rows, levels = ids.shape
-    at = ids[..., None]
-    carried = q.gather(-1, at)[..., 0]  # rows of q behind those of ids are not looked at
-    passed = u[:, :levels] * carried < p.gather(-1, at)[..., 0]
+    carried = at(q[:, :levels], ids)
+    passed = u[:, :levels] * carried < at(p[:, :levels], ids)
     accepted = passed.cumprod(-1, dtype=torch.long).sum(-1, keepdim=True)
     behind = torch.arange(0, rows * (levels + 1), levels + 1, device=p.device) + accepted[:, 0]
     law, proposed = (each.reshape(-1, p.shape[-1]).index_select(0, behind) for each in (p, q))

@@ -44,12 +44,10 @@ class Stack:
 
     @torch.inference_mode()
     def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Tensor]) -> Tensor:
-        """Gamma and realised of ``nab.Chain`` at verified tokens, ``(2, positions, members)``.
+        """See ``nab.types.Accepts``, of all members.
 
-        Args:
-            tokens: the text so far.
-            start: first position scored; the last one is that of the last token.
-            p: the target's laws there, in one or several tensors ``(rows, vocab)``.
+        Raises:
+            ValueError: if the text does not fit the context of a member.
         """
         room = min((each.context for each in self.members if each.context is not None), default=len(tokens))
         if len(tokens) - 1 > room:

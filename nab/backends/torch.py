@@ -173,7 +173,8 @@ class CausalLM:
         self._check_fits(tree.depth)
         with self._cache.reading(tree, start - 1) as kept:
             ids = torch.tensor([tokens[kept:]], device=self.device)
-            logits = self._read(ids, tree, kept, len(tokens) - start + 1)[0]
+            branches = None if len(tree) == tree.trunk else tree
+            logits = self._read(ids, branches, kept, len(tokens) - start + 1)[0]
         if not logits.max() < torch.inf:
             raise ValueError(f"{self.name} returned logits that are {_NAN}")
         return logits
@@ -274,17 +275,15 @@ class CausalLM:
             raise ValueError(f"{length} tokens do not fit the context of {self.name}: {self.context}")
 
     def _read(self, ids: Tensor, tree: Tree | None, first: int, last: int) -> Tensor:
-        """Feed ``ids`` ``(1, entries)`` behind the ``first`` entries: a chain, or entries of a tree.
+        """Feed ``ids`` ``(1, entries)`` behind the ``first`` entries: a chain, or entries of a ``tree``.
 
         Returns:
             Logits of the last ones, ``(1, last, vocab)``.
         """
         entries = range(first, first + ids.shape[1])
-        branches = tree is not None and len(tree) > tree.trunk
         if self.decoder is None:
-            states, logits = self._forward(ids, self._layout(tree, entries) if branches else {}, last)
-        elif branches:
-            tree = cast(Tree, tree)
+            states, logits = self._forward(ids, self._layout(tree, entries) if tree else {}, last)
+        elif tree:
             masks = {window: self._mask(tree, entries, window) for window in self.decoder.windows}
             states, logits = self._decoded(ids, tree.positions(entries).to(ids.device), masks, last)
         else:
@@ -315,12 +314,10 @@ class CausalLM:
 
     @torch.inference_mode()
     def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Tensor]) -> Tensor:
-        """Gamma and realised of ``nab.Chain`` at verified tokens, ``(2, positions, 1)``.
+        """See ``nab.types.Accepts``.
 
-        Args:
-            tokens: the text so far.
-            start: first position scored; the last one is that of the last token.
-            p: the target's laws there, in one or several tensors ``(rows, vocab)``.
+        Raises:
+            ValueError: if the text does not fit the context.
         """
         self._check_fits(len(tokens) - 1)
         self._borrow(tokens)
@@ -352,9 +349,8 @@ class CausalLM:
         found: Tensor = entry[0][:, torch.tensor(tokens[of.start : of.stop], device=self.device)]
         return found
 
-    def _layout(self, tree: Tree | None, rows: range) -> dict[str, Any]:
+    def _layout(self, tree: Tree, rows: range) -> dict[str, Any]:
         """Mask and position ids of entries of a tree, as transformers takes them."""
-        tree = cast(Tree, tree)
         masks = {kind: self._mask(tree, rows, window) for kind, window in self._windows.items()}
         return {
             "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
@@ -461,7 +457,7 @@ def chain(
         for _ in uniforms[1:]:
             logits = read(ids[-1] if vocabulary is None else vocabulary[ids[-1]])
             ids.append(rows.likeliest(logits))
-        drafted, top = torch.cat(ids, 1), logits.gather(-1, ids[-1].unsqueeze(-1)).squeeze(-1)
+        drafted, top = torch.cat(ids, 1), rows.at(logits, ids[-1])
         return Drafted(drafted if vocabulary is None else vocabulary[drafted], None, top, tell)
     ids, laws, token = list[Tensor](), list[Tensor](), None
     nothing = logits.new_zeros(1, 1, like.shape[-1], dtype=like.dtype)
@@ -488,9 +484,8 @@ class _Found(NamedTuple):
 def _agreed(draft: Drafted, logits: Tensor) -> _Found:
     """At temperature 0: accepted as far as the target's likeliest tokens, from ``(1, levels + 1, vocab)``."""
     best = rows.likeliest(logits)
-    top = logits.gather(-1, best.unsqueeze(-1)).squeeze(-1)
     known = [] if draft.top is None else [draft.top]
-    drafted, likeliest, tops, *own = rows.told(draft.ids, best, top, *known)
+    drafted, likeliest, tops, *own = rows.told(draft.ids, best, rows.at(logits, best), *known)
     accepted, levels = 0, len(drafted)
     while accepted < levels and drafted[accepted] == likeliest[accepted]:
         accepted += 1
