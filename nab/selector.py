@@ -496,11 +496,13 @@ class Constant:
         if self.probs.ndim != 1 or not (self.probs >= 0).all() or abs(self.probs.sum() - 1) > 1e-9:
             raise ValueError(f"probs must be non-negative and sum to 1, got {self.probs.tolist()}")
         self._rng = np.random.default_rng(rng)
+        self._fixed = np.count_nonzero(self.probs) == 1
         self.choice = draw(self.probs, self._rng.random)
 
     def observe(self, emitted: int, evaluate: Evaluate, *, seconds: Spent | None = None) -> None:
         """Choose again."""
-        self.choice = draw(self.probs, self._rng.random)
+        if not self._fixed:
+            self.choice = draw(self.probs, self._rng.random)
 
 
 class Wrapped:

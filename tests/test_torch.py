@@ -89,6 +89,8 @@ def test_a_good_drafter_is_accepted_and_found():
         (Warper(top_p=0.6), [2 / 3, 1 / 3, 0, 0]),
         (Warper(top_p=1e-9), [1, 0, 0, 0]),
         (Warper(temperature=0.5, top_k=2, top_p=0.9), [0.8, 0.2, 0, 0]),
+        (Warper(temperature=5e-324), [1, 0, 0, 0]),  # 1 / 5e-324 is infinite
+        (Warper(temperature=1e-20), [1, 0, 0, 0]),
     ],
 )
 def test_the_warped_law(warper, expected):

@@ -60,8 +60,10 @@ class Warper:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, rows.likeliest(logits)[..., None], 1)
+        if self.temperature < _COLD:  # it might overflow
+            logits = logits - logits.amax(-1, keepdim=True)
         if self.temperature != 1:
-            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+            logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             threshold = logits.topk(self.top_k, -1).values[..., -1:]
             logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -423,6 +425,7 @@ class Lifted:
 
 
 _NAN = "NaN or infinite"
+_COLD = 2.0**-20
 
 
 def chain(
