@@ -61,7 +61,7 @@ from nab.pool import DrafterWarning
 DRAFT_LEN = 5
 LEVELS = (0.0, 0.05, 0.15)
 TEMPERATURES = {"greedy": 0.0, "sampling": 1.0}
-SIZES = (1, 2, 4, 8, 16, 32)
+SIZES = (1, 2, 3, 4, 8, 16, 32)
 NOISE = 0.05
 EXIT_LAYERS = pool.EARLY_EXIT_LAYERS
 NEW_TOKENS = {"tiny": 96, "default": 48}
@@ -112,6 +112,9 @@ def evaluation_tiny(temperature: float, dtype: torch.dtype, new_tokens: int) -> 
     for policy in LEARNING:
         for n in SIZES:
             runs[f"{policy}, n = {n}"] = ours(policy)(scene._replace(drafters=drafters[:n]))
+    runs["normal-hedge, not stacked, n = 3"] = ours("normal-hedge", stack=False)(
+        scene._replace(drafters=drafters[:3])
+    )
     return Bench(runs, "constant", clock)
 
 

@@ -273,13 +273,14 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def ours(policy: str) -> Decoder:
-    """``nab.decode`` of transformers models under a policy."""
+def ours(policy: str, *, stack: bool = True) -> Decoder:
+    """``nab.decode`` of transformers models under a policy; drafters are stacked, or read one by one."""
 
     def prepared(scene: Scene) -> Run:
         warper = Warper(scene.temperature)
         target, *drafters = (reading(model, warper) for model in (scene.target, *scene.drafters))
-        stacked(drafters)
+        if stack:
+            stacked(drafters)
         return decoding(target, drafters, POLICIES[policy], scene)
 
     return prepared
