@@ -38,6 +38,7 @@ from peers import (
     POLICIES,
     Run,
     Scene,
+    bare,
     decoders,
     decoding,
     ours,
@@ -112,9 +113,10 @@ def evaluation_tiny(temperature: float, dtype: torch.dtype, new_tokens: int) -> 
     for policy in LEARNING:
         for n in SIZES:
             runs[f"{policy}, n = {n}"] = ours(policy)(scene._replace(drafters=drafters[:n]))
-    runs["normal-hedge, not stacked, n = 3"] = ours("normal-hedge", stack=False)(
-        scene._replace(drafters=drafters[:3])
-    )
+    three = scene._replace(drafters=drafters[:3])
+    runs["normal-hedge, not stacked, n = 3"] = ours("normal-hedge", stack=False)(three)
+    runs["bare loop, n = 1"] = bare(scene._replace(drafters=drafters[:1]))
+    runs["bare loop, scoring n = 3"] = bare(three)
     return Bench(runs, "constant", clock)
 
 

@@ -178,8 +178,11 @@ def flashspec(scene: Scene) -> Run:
 
 
 def bare(scene: Scene) -> Run:
-    """A plain loop over two models with caches that are cropped: the floor of what PyTorch's loop costs."""
-    (drafter,) = scene.drafters
+    """A plain loop over models with caches that are cropped: the floor of what PyTorch's loop costs.
+
+    The first drafter drafts. Where there are others, all are scored in every round, and nothing is learned.
+    """
+    drafter, *others = scene.drafters
     k, device = scene.draft_len, scene.target.device
     verdict = _greedy_verdict if scene.temperature == 0 else _sampled_verdict
 
@@ -187,7 +190,7 @@ def bare(scene: Scene) -> Run:
     def run(seed: int) -> Answer:
         torch.manual_seed(seed)
         tokens, rounds = list(scene.prompt), 0
-        target_cache, drafter_cache = DynamicCache(), DynamicCache()
+        target_cache, drafter_cache, *caches = (DynamicCache() for _ in (scene.target, *scene.drafters))
         prompt = torch.tensor([tokens[:-1]], device=device)
         scene.target(input_ids=prompt, past_key_values=target_cache, use_cache=True, logits_to_keep=1)
         while len(tokens) < len(scene.prompt) + scene.new_tokens:
@@ -205,9 +208,25 @@ def bare(scene: Scene) -> Run:
                 target_cache.crop(accepted - k)
             if accepted < k - 1:
                 drafter_cache.crop(accepted - k + 1)
+            if others:
+                drafter_cache.crop(len(tokens) - accepted - 2 - drafter_cache.get_seq_length())  # read again
+                for model, cache in zip(scene.drafters, (drafter_cache, *caches), strict=True):
+                    _scored(model, cache, tokens[:-1], logits[: accepted + 1], scene.temperature)
         return Answer(tokens[len(scene.prompt) :][: scene.new_tokens], rounds)
 
     return run
+
+
+def _scored(
+    model: PreTrainedModel, cache: DynamicCache, read: list[int], logits: torch.Tensor, temperature: float
+) -> list[float]:
+    """Acceptance probabilities at the last positions behind ``read``, from the target's logits there."""
+    fed = torch.tensor([read[cache.get_seq_length() :]], device=model.device)
+    found = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=len(logits)).logits[0]
+    if temperature == 0:
+        return (found.argmax(-1) == logits.argmax(-1)).tolist()
+    p, q = ((each / temperature).softmax(-1) for each in (logits, found))
+    return torch.minimum(p, q).sum(-1).tolist()
 
 
 def _drafted(
