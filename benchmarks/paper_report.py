@@ -1,0 +1,368 @@
+"""Tables and picture of what ``paper.py record`` wrote; loads no model."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from joblib import Parallel, delayed
+from matplotlib.figure import Figure
+
+from nab import replays
+from nab.experiment import FIXED, PLAIN
+from nab.losses import Token, expected_rounds
+from nab.sim.trace import Trace, TracedQuery, read_trace
+from nab.types import Floats
+
+HEDGE = "normal-hedge"
+"""HedgeSpec: the paper's learner, on the token loss; its texts are the ones that are replayed."""
+
+TRACKING = "hedge .93 argmax"
+BANDITS = ("ucb-spec", "exp3-spec")
+RESAMPLED = 4000
+REPLAYS = 8
+
+
+class Cell(NamedTuple):
+    """What was measured of answers of one length at one temperature.
+
+    Args:
+        about: a header of one of the traces.
+        domains: their labels, D of them.
+        drafters: their names, n of them.
+        tokens: by policy, ``(D, prompts)``.
+        rounds: likewise.
+        seconds: spent drafting, verifying and selecting, ``(D, prompts, 3)``.
+        alone: rounds of each drafter alone on the texts of ``HEDGE``, in expectation, ``(D, prompts, n)``.
+        replayed: tokens over rounds in expectation of every policy of ``nab.replays`` on these texts: rounds,
+            ``(D, prompts)``.
+        partings: greedy texts that are not the plain one's, and why.
+        fed: answers whose laws were had again from the trace alone, and those where they differ.
+    """
+
+    about: dict[str, Any]
+    domains: list[str]
+    drafters: list[str]
+    tokens: dict[str, Floats]
+    rounds: dict[str, Floats]
+    seconds: dict[str, Floats]
+    alone: Floats
+    replayed: dict[str, Floats]
+    partings: list[dict[str, Any]]
+    fed: tuple[int, int]
+
+
+def refed(query: TracedQuery, drafters: int, draft_len: int) -> bool:
+    """Whether a full-information selector that is fed a trace's scores plays the recorded laws to the bit."""
+    selector = replays.policies(drafters, draft_len, Token())[query.policy].make(0)
+    start = 0
+    for round_ in query.rounds:
+        if not np.array_equal(selector.probs, round_.probs):
+            return False
+        stop = start + len(round_.emitted)
+        scores = query.gamma[start:stop], query.realised[start:stop]
+        selector.observe(stop - start, lambda scores=scores: scores)
+        start = stop
+    return True
+
+
+def _summed(path: Path, seed: int) -> dict[str, Any]:
+    """What a trace adds to a cell."""
+    trace = read_trace(path)
+    if trace.broken_off:
+        raise ValueError(trace.broken_off)
+    n, draft_len = len(trace.drafters), trace.draft_len
+    full = (HEDGE, TRACKING, "follow-the-leader")
+    fed = [refed(query, n, draft_len) for query in trace.queries if query.policy in full]
+    for query in trace.queries:
+        assert query.metrics is not None
+        if query.metrics["num_spec_steps"] != len(query.rounds):
+            raise ValueError(f"{path}: {query.policy} has {len(query.rounds)} rounds, not those it reports")
+    return {
+        "header": trace.header,
+        "domain": trace.queries[0].domain,
+        "answers": {
+            query.policy: (
+                len(query.tokens),
+                len(query.rounds),
+                np.sum([round_.seconds for round_ in query.rounds], 0),
+            )
+            for query in trace.queries
+        },
+        "alone": _alone(trace),
+        "replayed": _replayed(trace, seed),
+        "fed": (len(fed), fed.count(False)),
+    }
+
+
+def _alone(trace: Trace) -> Floats:
+    (query,) = (query for query in trace.queries if query.policy == HEDGE)
+    return expected_rounds(query.realised, trace.draft_len)
+
+
+def _replayed(trace: Trace, seed: int) -> dict[str, float]:
+    texts = replays.texts([trace], HEDGE)
+    (rows,) = replays.replayed(texts, trace.draft_len, Token(), replays=REPLAYS, seed=seed)
+    return {row.policy: row.rounds for row in rows}
+
+
+def cell(folder: Path, seed: int, jobs: int = 2) -> Cell:
+    """All traces of a folder; every domain needs the same prompts under the same policies.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    paths = sorted(folder.glob("*.jsonl"))
+    found = Parallel(jobs)(delayed(_summed)(path, seed) for path in paths)
+    by_domain: dict[str, list[Any]] = {}
+    for each in found:
+        by_domain.setdefault(each["domain"], []).append(each)
+    whole = min(map(len, by_domain.values()))
+    policies = list(found[0]["answers"])
+
+    def laid_out(of: Callable[[Any], Any]) -> Floats:
+        return np.array([[of(each) for each in rows[:whole]] for rows in by_domain.values()], float)
+
+    partings = [json.loads(path.read_text()) for path in sorted(folder.glob("*.partings.json"))]
+    return Cell(
+        found[0]["header"],
+        list(by_domain),
+        found[0]["header"]["drafters"],
+        *(
+            {name: laid_out(lambda each, name=name, k=k: each["answers"][name][k]) for name in policies}
+            for k in range(3)
+        ),
+        laid_out(lambda each: each["alone"]),
+        {name: laid_out(lambda each, name=name: each["replayed"][name]) for name in found[0]["replayed"]},
+        [parting for each in partings for parting in each],
+        tuple(np.sum([each["fed"] for each in found], 0).tolist()),
+    )
+
+
+class Figures:
+    """Quantities by domain and on average over domains, with intervals: bootstrap over prompts, paired."""
+
+    def __init__(self, cell: Cell, seed: int) -> None:
+        self.cell = cell
+        domains, prompts = cell.tokens[PLAIN].shape
+        rng = np.random.default_rng(seed)
+        drawn = rng.integers(0, prompts, (RESAMPLED, domains, prompts))
+        self._weights = np.ones((1 + RESAMPLED, domains, prompts))  # first the prompts as they are
+        for k in range(prompts):
+            self._weights[1:, :, k] = (drawn == k).sum(-1)
+
+    def total(self, values: Floats) -> Floats:
+        """Sums over prompts, ``(1 + resampled, D)``."""
+        return np.einsum("bdk,dk->bd", self._weights, values)
+
+    def mat(self, policy: str) -> Floats:
+        """Tokens per target forward as decoded."""
+        return self.total(self.cell.tokens[policy]) / self.total(self.cell.rounds[policy])
+
+    def speed(self, policy: str) -> Floats:
+        """Tokens per second as decoded."""
+        return self.total(self.cell.tokens[policy]) / self.total(self.cell.seconds[policy].sum(-1))
+
+    def replayed(self, policy: str) -> Floats:
+        """Tokens per target forward on the texts of ``HEDGE``, in expectation."""
+        return self.total(self.cell.tokens[HEDGE]) / self.total(self.cell.replayed[policy])
+
+    def singles(self) -> Floats:
+        """``replayed`` of each drafter alone, ``(1 + resampled, D, n)``."""
+        rounds = np.einsum("bdk,dkn->bdn", self._weights, self.cell.alone)
+        return self.total(self.cell.tokens[HEDGE])[..., None] / rounds
+
+    def best(self) -> Floats:
+        """``replayed`` of the drafter that is best in a domain, the same one in all resamples."""
+        singles = self.singles()
+        leaders = singles[0].argmax(-1)
+        return np.take_along_axis(singles, leaders[None, :, None], 2)[..., 0]
+
+    def oracle(self) -> Floats:
+        """``replayed`` of the best drafter of each text."""
+        return self.total(self.cell.tokens[HEDGE]) / self.total(self.cell.alone.min(-1))
+
+    def fixed_speed(self) -> Floats:
+        """Tokens per second of the fastest fixed policy of a domain, plain decoding included."""
+        names = [PLAIN, *(name for name in self.cell.tokens if name.startswith(FIXED))]
+        speeds = np.stack([self.speed(name) for name in names], -1)
+        leaders = speeds[0].argmax(-1)
+        return np.take_along_axis(speeds, leaders[None, :, None], 2)[..., 0]
+
+
+def interval(values: Floats, digits: int = 2) -> str:
+    """Of ``(1 + resampled,)``: the value and the middle 95 % of the resampled ones."""
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return f"{values[0]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def ratios(f: Figures) -> dict[str, Floats]:
+    """The quotients that are promised, ``(1 + resampled, D)``, by name."""
+    hedge, had = f.replayed(HEDGE), f.cell.tokens
+    bandits = np.maximum(*(f.replayed(name) for name in BANDITS))
+    found = {
+        "HedgeSpec / best single drafter of the domain": hedge / f.best(),
+        "HedgeSpec / best single drafter of each query": hedge / f.oracle(),
+        "tracking / best single drafter of the domain": f.replayed(TRACKING) / f.best(),
+        "HedgeSpec / generalist": hedge / f.replayed(f"{FIXED}generalist"),
+        "HedgeSpec / better of UCBSpec and EXP3Spec": hedge / bandits,
+        "HedgeSpec / uniform": hedge / f.replayed("uniform"),
+        "HedgeSpec / follow the leader": hedge / f.replayed("follow-the-leader"),
+    }
+    decoded = {
+        "generalist": [f"{FIXED}generalist"],
+        "better of UCBSpec and EXP3Spec": list(BANDITS),
+        "uniform": ["uniform"],
+    }
+    for name, rows in decoded.items():
+        if all(row in had for row in rows):
+            best = np.max([f.mat(row) for row in rows], 0)
+            found[f"decoded: HedgeSpec / {name}"] = f.mat(HEDGE) / best
+    singles = [f"{FIXED}{name}" for name in f.cell.drafters]
+    if all(name in had for name in singles):
+        mats = np.stack([f.mat(name) for name in singles], -1)
+        leaders = mats[0].argmax(-1)
+        best = np.take_along_axis(mats, leaders[None, :, None], 2)[..., 0]
+        found["decoded: HedgeSpec / best single drafter of the domain"] = f.mat(HEDGE) / best
+    timed = "normal-hedge time"
+    if timed in had:
+        found["tokens/s: time objective / fastest fixed policy of the domain"] = (
+            f.speed(timed) / f.fixed_speed()
+        )
+        if f"{FIXED}generalist" in had:
+            generalist = f.speed(f"{FIXED}generalist")
+            found["tokens/s: time objective / generalist"] = f.speed(timed) / generalist
+    return found
+
+
+def table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Markdown."""
+    lines = ["| |" + "|".join(f" {head} " for head in heads) + "|", "|---|" + "---|" * len(heads)]
+    lines += [f"| {name} | " + " | ".join(values) + " |" for name, values in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _row(values: Floats, digits: int = 2) -> list[str]:
+    """By domain, then the mean over domains with its interval."""
+    return [*(f"{each:.{digits}f}" for each in values[0]), interval(values.mean(1), digits)]
+
+
+def tables(f: Figures) -> str:
+    """All of a cell."""
+    heads = [*f.cell.domains, "mean (95 %)"]
+    decoded = list(f.cell.tokens)
+    shares = {name: f.cell.seconds[name].sum((0, 1)) for name in decoded}
+    answers = next(iter(f.cell.tokens.values())).shape[1]
+    rounding = sum(parting["is_rounding"] for parting in f.cell.partings)
+    words = [
+        f"{answers} prompts a domain. {f.cell.fed[0]} answers of full-information selectors were fed to them "
+        f"again from the traces: {f.cell.fed[0] - f.cell.fed[1]} played the recorded laws to the last bit."
+    ]
+    if f.cell.about["temperature"] == 0:
+        words.append(
+            f"Texts that are not plain decoding's: {len(f.cell.partings)}, of which {rounding} by rounding."
+        )
+    return "\n".join(
+        [
+            *words,
+            "\nMAT as decoded:\n",
+            table(heads, ((name, _row(f.mat(name))) for name in decoded)),
+            "MAT on the texts of normal-hedge, in expectation (replays):\n",
+            table(
+                heads,
+                [
+                    *((name, _row(f.replayed(name))) for name in f.cell.replayed),
+                    ("best single drafter of the domain", _row(f.best())),
+                    ("best single drafter of each query", _row(f.oracle())),
+                ],
+            ),
+            "Tokens per second as decoded, and the share of the time in scoring and learning:\n",
+            table(
+                [*heads, "selecting"],
+                (
+                    (name, [*_row(f.speed(name), 0), f"{shares[name][2] / shares[name].sum():.1%}"])
+                    for name in decoded
+                ),
+            ),
+            "Ratios:\n",
+            table(heads, ((name, _row(values, 3)) for name, values in ratios(f).items())),
+        ]
+    )
+
+
+def as_json(f: Figures) -> dict[str, Any]:
+    """A cell as plain JSON types."""
+
+    def spread(values: Floats) -> dict[str, Any]:
+        mean = values.mean(1)
+        low, high = np.quantile(mean[1:], [0.025, 0.975])
+        by_domain = dict(zip(f.cell.domains, values[0].tolist(), strict=True))
+        return {"domains": by_domain, "mean": float(mean[0]), "interval": [float(low), float(high)]}
+
+    return {
+        "about": {name: value for name, value in f.cell.about.items() if name not in ("prompt", "seed")},
+        "prompts": f.cell.tokens[PLAIN].shape[1],
+        "mat": {name: spread(f.mat(name)) for name in f.cell.tokens},
+        "tokens_per_second": {name: spread(f.speed(name)) for name in f.cell.tokens},
+        "replayed_mat": {name: spread(f.replayed(name)) for name in f.cell.replayed},
+        "best_of_domain": spread(f.best()),
+        "best_of_query": spread(f.oracle()),
+        "ratios": {name: spread(values) for name, values in ratios(f).items()},
+        "partings": f.cell.partings,
+        "refed": {"answers": f.cell.fed[0], "different": f.cell.fed[1]},
+    }
+
+
+SHOWN = {
+    f"{FIXED}generalist": ("generalist", "0.75"),
+    "exp3-spec": ("EXP3Spec", "#f2b134"),
+    "ucb-spec": ("UCBSpec", "#e4811c"),
+    HEDGE: ("HedgeSpec (nab)", "#1f5fa8"),
+}
+
+
+def picture(f: Figures, path: Path, title: str) -> None:
+    """MAT by domain and selector, and what the best single drafter of each query has."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    domains = [*f.cell.domains, "mean"]
+    width, places = 0.8 / len(SHOWN), np.arange(len(domains))
+
+    def with_mean(values: Floats) -> Floats:
+        return np.concatenate([values, values.mean(1, keepdims=True)], 1)
+
+    for k, (name, (label, color)) in enumerate(SHOWN.items()):
+        values = with_mean(f.replayed(name))
+        low, high = np.quantile(values[1:], [0.025, 0.975], axis=0)
+        spread = np.abs(np.stack([low, high]) - values[0])
+        at = places + (k - (len(SHOWN) - 1) / 2) * width
+        axes.bar(at, values[0], width, label=label, color=color, yerr=spread, error_kw={"lw": 0.8})
+    best = with_mean(f.best())[0]
+    axes.hlines(best, places - 0.45, places + 0.45, color="black", lw=1.2, label="best single drafter")
+    axes.set_xticks(places, domains)
+    axes.set_ylim(1, None)
+    axes.set_ylabel("tokens per target forward")
+    axes.set_title(title, fontsize=10)
+    axes.legend(
+        ncols=len(SHOWN) + 1, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=160)
+
+
+def report(out: Path, seed: int) -> None:
+    """Write JSON, tables and pictures of every cell in a folder."""
+    folders = sorted(path for path in out.iterdir() if path.is_dir() and any(path.glob("*.jsonl")))
+    if not folders:
+        raise ValueError(f"{out} holds no traces: paper.py record writes them")
+    parts = []
+    for folder in folders:
+        found = Figures(cell(folder, seed), seed)
+        folder.with_suffix(".json").write_text(json.dumps(as_json(found), indent=1))
+        about = found.cell.about
+        title = f"{about['target']}, temperature {about['temperature']:g}, {about['max_new_tokens']} tokens"
+        picture(found, out / f"{folder.name}.png", title)
+        parts.append(f"## {title}\n\n{tables(found)}")
+    (out / "paper.md").write_text("\n".join(parts))
+    print("\n".join(parts))
