@@ -170,7 +170,7 @@ class Selector:
         lengths = self.objective.lengths
         self.choice, column = divmod(self._expert, len(lengths))
         self.draft_len = lengths[column]
-        self.probs = self.law if len(lengths) == 1 else self.law.reshape(-1, len(lengths)).sum(1)
+        self.probs = self.law if len(lengths) == 1 else self.law.reshape(-1, len(lengths)).sum(1).clip(max=1)
 
     def _note(self, seconds: Spent | None) -> None:
         """What the finished round cost, where that matters."""

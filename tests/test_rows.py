@@ -11,8 +11,9 @@ from test_heads import head_model
 import nab
 from nab import sampling
 from nab.backends import heads, rows
+from nab.backends.drafters import Lookup
 from nab.backends.heads import Head
-from nab.backends.torch import CausalLM, Warper
+from nab.backends.torch import CausalLM, Certain, Lifted, Warper
 
 sixteenths = st.integers(0, 16)
 
@@ -71,10 +72,9 @@ class Plainly:
         self.score = model.score
 
 
-def decoded(target, drafters, n=120):
-    loop = nab.decode(
-        target, drafters, nab.Selector(nab.NormalHedge(), len(drafters), rng=1), [1, 2, 3], draft_len=4, rng=2
-    )
+def decoded(target, drafters, n=120, learner=nab.NormalHedge()):  # noqa: B008
+    selector = nab.Selector(learner, len(drafters), rng=1)
+    loop = nab.decode(target, drafters, selector, [1, 2, 3], draft_len=4, rng=2)
     return list(nab.until(loop, max_new_tokens=n))
 
 
@@ -99,6 +99,22 @@ def test_answers_are_those_of_the_plain_loop(make, warper):
         decoded(target, list(map(Plainly, drafters))),  # the host's drafts, verified by the target itself
     ):
         assert_same(found, plain)
+
+
+@pytest.mark.parametrize("warper", [Warper(0), Warper(), Warper(0.6, top_k=20, top_p=0.9)], ids=str)
+def test_answers_with_lookup_are_those_from_its_laws(warper):
+    """What is certain needs no law: same drafts, decisions and scores as from one-hot laws."""
+    model = tiny.llama()
+    target, other = CausalLM(model, warper), CausalLM(tiny.perturbed(model, 0.3), warper)
+    parts = Lookup(tiny.VOCAB), warper, torch.device("cpu"), torch.float64
+    both = nab.Hedge(rate=1e-9)  # goes on playing both
+    found, expected = (
+        decoded(target, [other, kind(*parts)], n=300, learner=both) for kind in (Certain, Lifted)
+    )
+    assert {0, 4} <= {r.drafted for r in found if r.choice == 1}
+    assert_same(found, expected)
+    with pytest.raises(ValueError, match=r"must be like the target's, \(7, .*, got \(257, "):
+        Certain(*parts).draft([1, 2, 1], 2, target.score([1], 1)[:, :7], [0.5, 0.5])
 
 
 @pytest.mark.parametrize("warper", [Warper(0), Warper(), Warper(0.6, top_k=20, top_p=0.9)], ids=str)

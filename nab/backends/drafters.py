@@ -35,15 +35,31 @@ class Lookup:
 
     def score(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
         """``(len(tokens) - start + 1, vocab_size)`` one-hot or zero laws; see ``LanguageModel.score``."""
-        history = np.asarray(tokens, dtype=np.int64)
-        laws = np.zeros((len(tokens) - start + 1, self.vocab_size), dtype=np.float32)
-        for row, end in enumerate(range(start, len(tokens) + 1)):
-            proposal = self._continuation(history[:end])
+        proposals = self.proposals(tokens, start)
+        laws = np.zeros((len(proposals), self.vocab_size), dtype=np.float32)
+        for law, proposal in zip(laws, proposals, strict=True):
             if proposal is not None:
-                laws[row, proposal] = 1
+                law[proposal] = 1
         return laws
 
-    def _continuation(self, history: Array) -> int | None:
+    def proposals(self, tokens: Sequence[int], start: int) -> list[int | None]:
+        """What carries all mass of each law of ``score``; None where it is all 0."""
+        history = np.asarray(tokens, dtype=np.int64)
+        return [self._proposal(history[:end]) for end in range(start, len(tokens) + 1)]
+
+    def chain(self, tokens: Sequence[int], levels: int) -> list[int]:
+        """At most ``levels`` tokens, each the proposal behind the one before; fewer where there is none."""
+        history, found = np.empty(len(tokens) + levels, dtype=np.int64), list[int]()
+        history[: len(tokens)] = tokens
+        for end in range(len(tokens), len(history)):
+            proposal = self._proposal(history[:end])
+            if proposal is None:
+                break
+            history[end] = proposal
+            found.append(proposal)
+        return found
+
+    def _proposal(self, history: Array) -> int | None:
         """The token behind the latest earlier occurrence of the longest matching suffix."""
         ends = np.arange(len(history) - 1)  # positions where an earlier occurrence may end
         best = None

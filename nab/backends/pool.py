@@ -12,7 +12,7 @@ from nab.backends import eagle3, heads, int8
 from nab.backends.drafters import Lookup, NGram
 from nab.backends.heads import Head, Shape
 from nab.backends.pretrained import Pretrained, load, load_llama
-from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
+from nab.backends.torch import CausalLM, Certain, Lifted, Warper, early_exit
 from nab.types import LanguageModel
 
 EARLY_EXIT_LAYERS = 2
@@ -82,7 +82,7 @@ def _build(
     name: str, available: Mapping[str, Path], target: Pretrained, model: CausalLM, warper: Warper
 ) -> LanguageModel:
     if name == "lookup":
-        return _lifted(Lookup(target.vocab_size), model, warper, name)
+        return _lifted(Lookup(target.vocab_size), model, warper, name, Certain)
     if name == "early-exit":
         return CausalLM(early_exit(model.model, EARLY_EXIT_LAYERS), warper, name=name)
     path = available.get(name) or Path(name).expanduser()
@@ -137,9 +137,11 @@ def _misfit(metadata: dict[str, str], target: Pretrained) -> str:
     return ""
 
 
-def _lifted(drafter: LanguageModel, model: CausalLM, warper: Warper, name: str) -> Lifted:
+def _lifted(
+    drafter: LanguageModel, model: CausalLM, warper: Warper, name: str, kind: type[Lifted] = Lifted
+) -> Lifted:
     dtype = torch.float64 if model.model.dtype == torch.float64 else torch.float32
-    return Lifted(drafter, warper, model.model.device, dtype, name)
+    return kind(drafter, warper, model.model.device, dtype, name)
 
 
 def read_ngram(file: Path) -> NGram:

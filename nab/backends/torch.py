@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from nab.backends import rows
 from nab.backends.cache import Bands, Tree, TreeCache, additive
 from nab.backends.decoder import Decoder, Matrix, Parts, hooked, share
+from nab.backends.drafters import Lookup
 from nab.backends.rows import UNKNOWN, Drafted
 from nab.sampling import Draft, by_path, placed
 from nab.types import LanguageModel, Verified
@@ -422,6 +423,32 @@ class Lifted:
     def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Tensor]) -> Tensor:
         """See ``CausalLM.acceptance``."""
         return rows.acceptance(p, self.score(tokens[:-1], start)[None], tokens[start:])
+
+
+@dataclass(frozen=True)
+class Certain(Lifted):
+    """Prompt lookup on a device: what it proposes is certain, so that no law need be made of it."""
+
+    model: Lookup
+
+    def draft(self, tokens: Sequence[int], levels: int, like: Tensor, uniforms: Sequence[float]) -> Draft:
+        """See ``nab.types.Drafts``.
+
+        Raises:
+            ValueError: if the target's laws are over other tokens, or elsewhere.
+        """
+        own, wanted = (self.model.vocab_size, self.device), (like.shape[-1], like.device)
+        if own != wanted:
+            raise ValueError(f"its laws must be like the target's, {wanted}, got {own}")
+        found = self.model.chain(tokens, levels)
+        return Draft.chain(found, [None] * len(found))
+
+    def acceptance(self, tokens: Sequence[int], start: int, p: Sequence[Tensor]) -> Tensor:
+        """See ``nab.types.Accepts``."""
+        proposals = self.model.proposals(tokens[:-1], start)
+        ids = torch.tensor([[0 if token is None else token for token in proposals]], device=self.device)
+        there = torch.tensor([[token is not None] for token in proposals], device=self.device)
+        return rows.acceptance(p, ids, tokens[start:]) * there
 
 
 _NAN = "NaN or infinite"
