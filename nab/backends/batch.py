@@ -28,7 +28,8 @@ from nab.losses import Time
 from nab.pool import Pool
 from nab.sampling import Draft
 from nab.schemes import Levels
-from nab.selector import Chooses, Lazy, Selector, Wrapped, observe_together
+from nab.selector import Chooses, Lazy, Selector, Wrapped
+from nab.together import observe_together
 from nab.types import Floats, LanguageModel
 
 Places = slice | Tensor
