@@ -8,8 +8,9 @@ from test_rows import Waits
 
 import nab
 from nab.backends import rows
-from nab.backends.batch import Memory, Reader, decode_batch
+from nab.backends.batch import decode_batch
 from nab.backends.drafters import Lookup
+from nab.backends.reader import Memory, Reader
 from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
 
 torch.set_num_threads(1)
