@@ -47,11 +47,12 @@ def together(target, drafters, batch, numbers=ALL, *, make=fresh, draft_len=4, *
     """The same, decoded together."""
     found = {k: [] for k in numbers}
     numbers = list(numbers)
-    for place, round_ in decode_batch(
+    for rounds in decode_batch(
         target, drafters, make(len(drafters), numbers), [PROMPTS[k] for k in numbers],
         batch=batch, draft_len=draft_len, rngs=numbers, **{**COUNTS, **ends},
     ):  # fmt: skip
-        found[numbers[place]].append(round_)
+        for place, round_ in rounds.items():
+            found[numbers[place]].append(round_)
     return found
 
 
@@ -337,11 +338,10 @@ def test_a_round_waits_for_the_device_once(warper, make, monkeypatch):
         target, drafters, make(3, SHORT), [PROMPTS[k] for k in SHORT], batch=len(SHORT), draft_len=4,
         rngs=SHORT, max_new_tokens=100,
     )  # fmt: skip
-    for _ in SHORT:
-        next(rounds)
+    next(rounds)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(self.shape) or tolist(self))
     with Waits() as waits:
-        for _ in range(5 * len(SHORT)):
+        for _ in range(5):
             next(rounds)
     assert (len(lists), waits.count) == (5, 0)
 
@@ -358,7 +358,7 @@ def test_memory_is_that_of_the_rows_not_of_the_queries(monkeypatch):
         target, drafters, fresh(3, range(300)), prompts, batch=2, draft_len=4, rngs=range(300),
         max_new_tokens=3,
     )  # fmt: skip
-    assert sum(len(round_.emitted) for _, round_ in rounds) == 900
+    assert sum(len(round_.emitted) for found in rounds for round_ in found.values()) == 900
     slots = [shape for shape in made if len(shape) == 4]
     assert set(slots) == {(2, 2, 256, 8)}
     assert len(slots) == 2 * (3 + 3 + 3 + 2)  # keys and values of all layers of all models
@@ -393,6 +393,8 @@ class Other:
         ({"rngs": []}, "rngs must be as many as prompts, 1, got 0"),
         ({"selectors": []}, "selectors must be as many as prompts, 1, got 0"),
         ({"selectors": [nab.Constant([0.5, 0.5])]}, "a selector chooses among 2 drafters, there are 1"),
+        ({"pools": []}, "pools must be as many as prompts, 1, got 0"),
+        ({"pools": [nab.Pool([])]}, "a pool must be of the same 1 drafters, without a limit"),
         ({"prompts": [[]]}, "prompt 0 must have a token at least, got none"),
     ],
 )
@@ -402,7 +404,7 @@ def test_bad_input_is_named(changes, message):
         "selectors": [nab.Constant([1.0])], "batch": 1, "draft_len": 2, "rngs": [0], "max_new_tokens": 3,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        next(decode_batch(**{**given, **changes}))
+        decode_batch(**{**given, **changes})
 
 
 def test_no_prompts_are_no_rounds():

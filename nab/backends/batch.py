@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nab.acceptance import Chain
 from nab.backends import rows
-from nab.backends.reader import Places, Reader
+from nab.backends.reader import Places, Reader, decoder_of
 from nab.backends.rows import UNKNOWN, Drafted
 from nab.backends.torch import CausalLM, Lifted
 from nab.decode import Round, Seconds, until
@@ -92,12 +92,10 @@ class _Engine:
     def __init__(
         self, target: CausalLM, drafters: Sequence[LanguageModel], count: int, draft_len: int
     ) -> None:
-        self.target = Reader(target, count)
-        self.drafters = [_on_host(drafter) for drafter in drafters]
+        self.target, self.n = Reader(target, count), len(drafters)
         self.readers = {
             i: Reader(each, count) for i, each in enumerate(drafters) if isinstance(each, CausalLM)
         }
-        _check_alike(self.target, self.readers.values())
         self.draft_len = draft_len
         models = [target, *(reader.lm for reader in self.readers.values())]
         # then laws need not be computed: their likeliest tokens say all
@@ -118,7 +116,9 @@ class _Engine:
 
         verdict = self._verified(now, drafted, counts)
         asked = any(isinstance(query.selector, Selector | Wrapped) for query in queries)
+        clock.append(perf_counter())
         told = [verdict.told, *([self._scores(now, verdict)] if asked else [])]
+        clock.append(perf_counter())
         host = np.asarray(torch.cat([each.double() for each in told], 1).tolist())
         host, scored = np.split(host, [verdict.told.shape[1]], 1)
         emitted = self._taken(now, choices, counts, host)
@@ -138,7 +138,10 @@ class _Engine:
             [partial(evaluate, row) for row in range(len(queries))],
         )
         clock.append(perf_counter())
-        seconds = Seconds(*((after - before) / len(queries) for before, after in pairwise(clock)))
+        draft, verify, score, wait, select = (
+            (after - before) / len(queries) for before, after in pairwise(clock)
+        )
+        seconds = Seconds(draft, verify + wait, score + select)
         found = []
         for row, new in enumerate(emitted):
             gamma, realised = observed[row] or (None, None)
@@ -309,7 +312,7 @@ class _Engine:
         self, now: _Round, verdict: _Verdict, emitted: Sequence[tuple[int, ...]], told: Floats
     ) -> list[tuple[Floats, Floats]]:
         """``gamma`` and ``realised`` of each row, ``(positions, n)``."""
-        n, levels = len(self.drafters), self.draft_len
+        n, levels = self.n, self.draft_len
         found = np.zeros((len(emitted), n, 3, levels + 1))
         found[:, list(self.readers)] = told.reshape(len(emitted), -1, 3, levels + 1)
         self._bench(now, emitted, found[:, :, 2])
@@ -357,11 +360,11 @@ _NAN = "NaN or infinite"
 def _propose(
     scheme: Levels, tokens: Sequence[int], vocab: int, draws: Sequence[float], drafter: LanguageModel
 ) -> Draft:
-    return scheme.propose(drafter, tokens, vocab, draws)
+    return scheme.propose(_on_host(drafter), tokens, vocab, draws)
 
 
 def _scored(tokens: Sequence[int], start: int, drafter: LanguageModel) -> Tensor:
-    return cast(Tensor, drafter.score(tokens, start))
+    return cast(Tensor, _on_host(drafter).score(tokens, start))
 
 
 def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -386,25 +389,23 @@ def _vocabulary(lm: CausalLM) -> int:
 
 
 def _on_host(drafter: LanguageModel) -> LanguageModel:
-    """A drafter as a query's pool calls it: numpy ones stay on the host.
-
-    Raises:
-        ValueError: if it is of a kind that knows no batches.
-    """
-    if isinstance(drafter, Lifted):
-        return replace(drafter, device=torch.device("cpu"))
-    if not isinstance(drafter, CausalLM):
-        kind, name = type(drafter).__name__, getattr(drafter, "name", "a drafter")
-        raise ValueError(f"{name} cannot draft in a batch: it must be a CausalLM or a Lifted, got {kind}")
-    return drafter
+    """A numpy drafter with its laws on the host."""
+    return replace(cast(Lifted, drafter), device=torch.device("cpu"))
 
 
-def _check_alike(target: Reader, drafters: Iterable[Reader]) -> None:
-    """Raise ValueError unless all drafters have the target's vocabulary and are where it is."""
-    wanted = _vocabulary(target.lm), target.lm.device
-    for reader in drafters:
-        if (own := (_vocabulary(reader.lm), reader.lm.device)) != wanted:
-            raise ValueError(f"{reader.lm.name}: its laws must be like the target's, {wanted}, got {own}")
+def check_models(target: CausalLM, drafters: Iterable[LanguageModel]) -> None:
+    """Raise ValueError unless these can decode in a batch: see ``decode_batch``."""
+    decoder_of(target)
+    wanted = _vocabulary(target), target.device
+    for drafter in drafters:
+        if isinstance(drafter, Lifted):
+            continue
+        if not isinstance(drafter, CausalLM):
+            kind, name = type(drafter).__name__, getattr(drafter, "name", "a drafter")
+            raise ValueError(f"{name} cannot draft in a batch: it must be a CausalLM or a Lifted, got {kind}")
+        decoder_of(drafter)
+        if (own := (_vocabulary(drafter), drafter.device)) != wanted:
+            raise ValueError(f"{drafter.name}: its laws must be like the target's, {wanted}, got {own}")
 
 
 def decode_batch(
@@ -418,7 +419,8 @@ def decode_batch(
     rngs: Sequence[Any],
     max_new_tokens: int,
     stop_tokens: Iterable[int] = (),
-) -> Iterator[tuple[int, Round]]:
+    pools: Sequence[Pool] | None = None,
+) -> Iterator[dict[int, Round]]:
     """Decode prompts speculatively, up to ``batch`` of them together, each as ``nab.decode`` does it alone.
 
     Every query has the rounds, choices and text that ``nab.until(nab.decode(...))`` gives it with its
@@ -437,57 +439,79 @@ def decode_batch(
         rngs: for each prompt, anything ``numpy.random.default_rng`` takes.
         max_new_tokens: of an answer, at least 1.
         stop_tokens: an answer ends behind the first of them.
+        pools: for each prompt, a fresh ``Pool`` of the drafters without a limit, to see which are benched.
 
-    Yields:
-        The prompt's number and its next ``Round``; its seconds are the round's, shared out equally.
+    Returns:
+        The rounds of the batch, one after the other: by number of the prompt, the next ``Round`` of each that
+        is decoded now. Its seconds are those of all, shared out equally; verification has what the host waits
+        for a device that is still scoring drafters. They come in the order of prompts where these begin.
 
     Raises:
-        ValueError: on numbers that are out of range or do not fit each other, a model that knows no batches,
-            a drafter whose laws are not like the target's, a text that does not fit the target's context, or
-            if the target returns NaN.
+        ValueError: at once on numbers that are out of range or do not fit each other, a model that knows no
+            batches, or a drafter whose laws are not like the target's; later on a text that does not fit the
+            target's context, or if the target returns NaN.
     """
     least = {"batch": (batch, 1), "draft_len": (draft_len, 0), "max_new_tokens": (max_new_tokens, 1)}
     for name, (value, low) in least.items():
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
-    _check(len(drafters), prompts, selectors, rngs)
-    engine, stops = _Engine(target, drafters, min(batch, len(prompts)), draft_len), frozenset(stop_tokens)
-    waiting = deque(
-        _Query(
-            number, list(prompt), selector, np.random.default_rng(rng), Pool(engine.drafters), max_new_tokens
+    if pools is None:
+        pools = [Pool(drafters) for _ in prompts]
+    _check(drafters, prompts, selectors, rngs, pools)
+    check_models(target, drafters)
+    queries = [
+        _Query(number, list(prompt), selector, np.random.default_rng(rng), pool, max_new_tokens)
+        for number, (prompt, selector, rng, pool) in enumerate(
+            zip(prompts, selectors, rngs, pools, strict=True)
         )
-        for number, (prompt, selector, rng) in enumerate(zip(prompts, selectors, rngs, strict=True))
-    )
-    live = list[_Query]()
+    ]
+    engine = _Engine(target, drafters, min(batch, len(queries)), draft_len)
+    return _rounds(engine, queries, batch, frozenset(stop_tokens))
+
+
+def _rounds(
+    engine: _Engine, queries: Iterable[_Query], batch: int, stops: frozenset[int]
+) -> Iterator[dict[int, Round]]:
+    waiting, live = deque(queries), list[_Query]()
     while waiting or live:
         while waiting and len(live) < batch:
             live.append(waiting.popleft())
-        ended = []
+        found, ended = dict[int, Round](), []
         for row, (query, round_) in enumerate(zip(live, engine.round(live), strict=True)):
             [cut] = until([round_], max_new_tokens=query.left, stop_tokens=stops)
             query.left -= len(cut.emitted)
             if query.left == 0 or cut.emitted[-1] in stops:
                 ended.append(row)
-            yield query.number, cut
+            found[query.number] = cut
         for row in reversed(ended):
             engine.leave(row, len(live) - 1)
             live[row] = live[-1]
             live.pop()
+        yield found
 
 
 def _check(
-    n: int, prompts: Sequence[Sequence[int]], selectors: Sequence[Chooses], rngs: Sequence[Any]
+    drafters: Sequence[LanguageModel],
+    prompts: Sequence[Sequence[int]],
+    selectors: Sequence[Chooses],
+    rngs: Sequence[Any],
+    pools: Sequence[Pool],
 ) -> None:
-    """Raise ValueError unless each prompt has a token, a generator and a selector among n drafters."""
-    for name, given in (("selectors", selectors), ("rngs", rngs)):
+    """Raise ValueError unless each prompt has a token, a generator, a pool and a selector among drafters."""
+    for name, given in (("selectors", selectors), ("rngs", rngs), ("pools", pools)):
         if len(given) != len(prompts):
             raise ValueError(f"{name} must be as many as prompts, {len(prompts)}, got {len(given)}")
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {number} must have a token at least, got none")
+    for pool in pools:
+        if list(pool.drafters) != list(drafters) or pool.limit is not None:
+            raise ValueError(f"a pool must be of the same {len(drafters)} drafters, without a limit")
     for selector in selectors:
-        if len(selector.probs) != n:
-            raise ValueError(f"a selector chooses among {len(selector.probs)} drafters, there are {n}")
+        if len(selector.probs) != len(drafters):
+            raise ValueError(
+                f"a selector chooses among {len(selector.probs)} drafters, there are {len(drafters)}"
+            )
         if isinstance(selector, Lazy) or isinstance(getattr(selector, "objective", None), Time):
             raise ValueError(
                 "a batch drafts as many tokens and scores all drafters in every round, so no selector can be "

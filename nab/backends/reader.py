@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from nab.backends.decoder import Window
+from nab.backends.decoder import Decoder, Window
 from nab.backends.torch import CausalLM
 
 Places = slice | Tensor
@@ -86,21 +86,16 @@ class Reader:
         count: of rows.
 
     Raises:
-        ValueError: if ``lm`` is read by transformers, which has no memory of this kind.
+        ValueError: see ``decoder_of``.
     """
 
     def __init__(self, lm: CausalLM, count: int) -> None:
-        if lm.decoder is None:
-            kind = type(lm.model).__name__
-            raise ValueError(
-                f"{lm.name} cannot be read in a batch: {kind}, only plain models of Llama's family"
-            )
+        self._decoder = decoder_of(lm)
         self.lm = lm
         self.lengths = [0] * count
         """Of each row, how many leading entries are those of its text."""
         self.sound = torch.ones(count, dtype=torch.bool, device=lm.device)
         """Whether all that was read of each row by ``follow`` is a number."""
-        self._decoder = lm.decoder
         heads, width = self._decoder.shape[1:]
         self.memory = Memory(len(self._decoder.layers), (count, heads, width), lm._embedding)
 
@@ -166,6 +161,18 @@ class Reader:
         self.lengths[row], self.lengths[last] = self.lengths[last], 0
         self.sound[row] = self.sound[last]
         self.sound[last] = True
+
+
+def decoder_of(lm: CausalLM) -> Decoder:
+    """What a reader reads with.
+
+    Raises:
+        ValueError: if ``lm`` is read by transformers, which has no memory of this kind.
+    """
+    if lm.decoder is None:
+        kind = type(lm.model).__name__
+        raise ValueError(f"{lm.name} cannot be read in a batch: {kind}, only plain models of Llama's family")
+    return lm.decoder
 
 
 _PADDING = 0
