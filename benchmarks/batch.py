@@ -67,7 +67,7 @@ def batched(
         target, drafters, selectors(len(drafters)), prompts, batch=batch, draft_len=5, rngs=range(QUERIES),
         **ENDS,
     )  # fmt: skip
-    return [round_ for _, round_ in rounds]
+    return [round_ for found in rounds for round_ in found.values()]
 
 
 def speed(decoded: Callable[[], list[nab.Round]]) -> tuple[float, float]:

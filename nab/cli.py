@@ -241,13 +241,27 @@ def main() -> None:
     help="Any learner or bandit of nab replay, uniform, plain, fixed:NAME. Default: normal-hedge, under the "
     "time objective its mode, normal-hedge argmax.",
 )
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Prompts decoded together, at most. From 2 on: chains, models of Llama's family, lookup, n-grams.",
+)
 @_shared_options
-def run(options: Options, selector: str | None) -> None:
+def run(options: Options, selector: str | None, batch: int) -> None:
     """Decode prompts with a pool of drafters; show what was chosen and what it brought."""
     selector = selector or TIMED[-(options.objective == "time")]
+    if batch > 1:
+        _check_batch(options, batch)
     experiment, console = _experiment(options, lambda names: [selector]), console_for(options.as_json)
+    if batch > 1:
+        try:
+            experiment.session.check_together()
+        except ValueError as error:
+            raise ValueError(f"--batch {batch}: {error}") from None
     try:
-        _execute(options, experiment, console)
+        _execute(options, experiment, console, batch=batch)
     finally:
         queries = [query for query in experiment.queries[selector] if query.rounds]
         if queries:
@@ -258,6 +272,20 @@ def run(options: Options, selector: str | None) -> None:
                 print(json.dumps(experiment.results(selector), ensure_ascii=False))
             if options.plot:
                 plots.weights_and_regret(queries, options.plot, title)
+
+
+def _check_batch(options: Options, batch: int) -> None:
+    """Raise ValueError naming an option that does not go with ``--batch``."""
+    for option, given, allowed in (
+        ("--scheme", options.scheme, "chain"),
+        ("--evaluation", options.evaluation, "first, corrected"),
+        ("--objective", options.objective, "token, length"),
+        ("--lazy", options.lazy, "1"),
+        ("--drafter-limit", options.drafter_limit, ""),
+    ):
+        if given is not None and str(given) not in allowed.split(", "):
+            ways = f"give {' or '.join(allowed.split(', '))}, or leave it out" if allowed else "leave it out"
+            raise ValueError(f"{option} {given} does not go with --batch {batch}: {ways}")
 
 
 @main.command()
@@ -312,12 +340,18 @@ def _experiment(options: Options, policies: Callable[[list[str]], list[str]]) ->
     return Experiment(session, prompts, makers, options.seed, options.objective != "time")
 
 
-def _execute(options: Options, experiment: Experiment, console: Console, start: Start | None = None) -> None:
+def _execute(
+    options: Options, experiment: Experiment, console: Console, start: Start | None = None, batch: int = 1
+) -> None:
     total = len(experiment.prompts) * len(experiment.policies)
     view = View(console, total, experiment.session.text, show_text=len(experiment.policies) == 1)
-    header = options.header(experiment.session)
+    header = {**options.header(experiment.session), "batch": batch}
     with TraceWriter(options.trace, header) if options.trace else nullcontext() as trace:
-        experiment.execute(view.watch, trace, start)
+        if batch == 1:
+            experiment.execute(view.watch, trace, start)
+            return
+        for name in experiment.policies:
+            experiment.execute_together(name, batch, view.watch_together, trace)
 
 
 def _title(options: Options, experiment: Experiment, selector: str) -> str:

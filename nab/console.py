@@ -64,8 +64,38 @@ class View:
                     if self.console.is_terminal:
                         live.update(Group(*self._tail(query), self._progress))
         finally:
-            if self._show_text:
-                self.console.print(self._answer(query), soft_wrap=True)
+            self._print(query)
+        self._finish(label, query)
+
+    def watch_together(self, steps: Iterable[list[tuple[str, Query]]]) -> None:
+        """Run answers that grow side by side to their end or interruption, showing each where it ends.
+
+        Args:
+            steps: labels and queries that have grown by a round each time.
+        """
+        live = Live(console=self.console, transient=True, refresh_per_second=8)
+        growing: dict[int, Query] = {}
+        try:
+            with live if self.console.is_terminal else nullcontext():
+                for step in steps:
+                    growing |= {id(query): query for _, query in step}
+                    for label, query in step:
+                        if query.finished:
+                            self._print(growing.pop(id(query)))
+                            self._finish(label, query)
+                    self._progress.update(self._task, description=f"{len(growing)} at once")
+                    if self.console.is_terminal:
+                        live.update(self._progress)
+        finally:
+            for query in growing.values():
+                self._print(query)
+
+    def _print(self, query: Query) -> None:
+        if self._show_text:
+            self.console.print(self._answer(query), soft_wrap=True)
+
+    def _finish(self, label: str, query: Query) -> None:
+        """A line about an answer, and a step of the bar."""
         self.done += 1
         self._progress.advance(self._task)
         line = f"[{self.done}/{self.total}] {label}: {_line(query)}"

@@ -33,6 +33,19 @@ Start = Callable[[int, str], tuple[Query, Generator[Round]]]
 Watch = Callable[[str, Query, Iterator[Round]], None]
 """Runs the rounds of a query to their end; it is told a label and the query that they fill."""
 
+WatchTogether = Callable[[Iterator[list[tuple[str, Query]]]], None]
+"""Runs a batch to its end; it is told labels and queries that have grown by a round each time."""
+
+
+@dataclass
+class _Answer:
+    """An answer given together with others, and what a trace has of it: so many rounds, its last record."""
+
+    query: Query
+    where: dict[str, Any]
+    rounds: int = 0
+    closed: bool = False
+
 
 @dataclass
 class Experiment:
@@ -68,9 +81,13 @@ class Experiment:
 
     def start(self, number: int, name: str) -> tuple[Query, Generator[Round]]:
         """See ``Start``; in this process."""
-        decoding, choosing = np.random.SeedSequence([self.seed, number]).spawn(2)
+        decoding, choosing = self._seeds(number)
         query, selector = self.query(number, name), self.policies[name](choosing)
         return query, self.session.decode(query, self._encoded[number], selector, decoding)
+
+    def _seeds(self, number: int) -> list[np.random.SeedSequence]:
+        """Of what is drawn to decode a prompt, and to choose drafters."""
+        return np.random.SeedSequence([self.seed, number]).spawn(2)
 
     def query(self, number: int, name: str) -> Query:
         """An empty query for a prompt under a policy."""
@@ -85,15 +102,61 @@ class Experiment:
         for number, name in self.order():
             query, rounds = (start or self.start)(number, name)
             self.queries[name].append(query)
-            where = {"query": number, "policy": name, "domain": query.domain}
-            label = f"{query.domain} {name}".strip()
+            where = self._where(number, name)
             try:
-                watch(label, query, trace.keep(rounds, where) if trace else rounds)
+                watch(_label(where), query, trace.keep(rounds, where) if trace else rounds)
             finally:  # an interrupted answer is measured and recorded as far as it goes
                 rounds.close()
                 if trace:
-                    scores = dict(zip(("gamma", "realised"), query.unasked_scores(), strict=False))
-                    trace.write("query", {**where, **self.result(query), **scores})
+                    trace.write("query", self._record(query, where))
+
+    def execute_together(
+        self, name: str, batch: int, watch: WatchTogether, trace: TraceWriter | None = None
+    ) -> None:
+        """Decode all prompts under one policy, up to ``batch`` of them at once; otherwise as ``execute``."""
+        numbers = range(len(self.prompts))
+        answers = [_Answer(self.query(number, name), self._where(number, name)) for number in numbers]
+        decoding, choosing = zip(*map(self._seeds, numbers), strict=True)
+        selectors = [self.policies[name](seed) for seed in choosing]
+        queries = [answer.query for answer in answers]
+        steps = self.session.decode_together(queries, self._encoded, selectors, decoding, batch)
+
+        def grown() -> Iterator[list[tuple[str, Query]]]:
+            for step in steps:
+                for number in step:
+                    self._tell(answers[number], trace)
+                yield [(_label(answers[number].where), queries[number]) for number in step]
+
+        try:
+            watch(grown())
+        finally:  # interrupted answers are measured and recorded as far as they go
+            steps.close()
+            self.queries[name] = [query for query in queries if query.rounds]
+            for answer in answers:
+                if answer.query.rounds and not answer.closed:
+                    self._tell(answer, trace, last=True)
+
+    def _tell(self, answer: _Answer, trace: TraceWriter | None, *, last: bool = False) -> None:
+        """Write what is new of an answer."""
+        if trace is None:
+            return
+        new = answer.query.rounds[answer.rounds :]
+        answer.rounds += len(new)
+        for round_ in new:
+            trace.round(round_, answer.where)
+        if answer.query.finished or last:
+            record = self._record(answer.query, answer.where)
+            answer.closed = True
+            trace.write("query", record)
+
+    def _where(self, number: int, name: str) -> dict[str, Any]:
+        """What a trace says of the place of a record."""
+        return {"query": number, "policy": name, "domain": self.prompts[number].domain}
+
+    def _record(self, query: Query, where: dict[str, Any]) -> dict[str, Any]:
+        """The last record of an answer in a trace."""
+        scores = dict(zip(("gamma", "realised"), query.unasked_scores(), strict=False))
+        return {**where, **self.result(query), **scores}
 
     def finished(self) -> Experiment:
         """The part that can be compared: the prompts that every policy has answered.
@@ -162,6 +225,10 @@ class Experiment:
                 if parting:
                     found.append((name, number + 1, parting))
         return found
+
+
+def _label(where: Mapping[str, Any]) -> str:
+    return f"{where['domain']} {where['policy']}".strip()
 
 
 @contextmanager

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from nab.acceptance import Chain
 from nab.decode import Evaluation, Round, decode, until
 from nab.losses import Length, Token, expected_rounds
 from nab.pool import Pool
-from nab.schemes import Scheme
+from nab.schemes import Levels, Scheme
 from nab.selector import Chooses, Spent, Wrapped
 from nab.sim.regret import regret
 from nab.sim.replay import replay, round_lengths
@@ -27,11 +29,15 @@ class Audit(Wrapped):
 
     What the selector does not ask for is scored in ``settle``, which the caller runs between rounds, outside
     the clocks of ``decode``: it measures the run without being part of it.
+
+    Args:
+        selector: to be audited.
+        scores: where ``gamma`` and ``realised`` of the positions are added, in order.
     """
 
-    def __init__(self, selector: Chooses) -> None:
+    def __init__(self, selector: Chooses, scores: list[tuple[Floats, Floats]]) -> None:
         super().__init__(selector)
-        self._scores: list[tuple[Floats, Floats]] = []
+        self._scores = scores
         self._pending: Evaluation | None = None
 
     def observe(
@@ -56,11 +62,6 @@ class Audit(Wrapped):
             self._scores.append(self._pending())
             self._pending = None
 
-    def scores(self, n: int) -> tuple[Floats, Floats]:
-        """``gamma`` and ``realised`` of all scored positions, ``(positions, n)``."""
-        gamma, realised = zip(*self._scores or [(np.empty((0, n)),) * 2], strict=True)
-        return np.concatenate(gamma), np.concatenate(realised)
-
 
 @dataclass
 class Query:
@@ -70,10 +71,10 @@ class Query:
         names: of the drafters.
         draft_len: drafted tokens per round; 0 is plain decoding.
         domain: label for reports.
-        rounds: filled by ``run``.
-        finished: set by ``run`` at its end.
-        audit: set by ``run`` where there are drafts.
-        benched: by index, why a drafter failed; filled by ``run``.
+        rounds: filled by ``run``, or by ``take`` where the answer is given together with others.
+        finished: whether that is the whole answer.
+        benched: by index, why a drafter failed.
+        scored: ``gamma`` and ``realised`` of positions from the first one on, where there are drafts.
     """
 
     names: Sequence[str]
@@ -81,8 +82,8 @@ class Query:
     domain: str = ""
     rounds: list[Round] = field(default_factory=list)
     finished: bool = False
-    audit: Audit | None = None
     benched: dict[int, str] = field(default_factory=dict)
+    scored: list[tuple[Floats, Floats]] = field(default_factory=list)
 
     def run(
         self,
@@ -98,23 +99,36 @@ class Query:
         exact: bool = False,
     ) -> Generator[Round]:
         """Decode, keep every round and hand it on; see ``decode`` and ``until`` for the arguments."""
-        audited: Chooses = selector
-        if self.draft_len:
-            audited = self.audit = Audit(selector)
+        audit = Audit(selector, self.scored)
         pool = drafters if isinstance(drafters, Pool) else Pool(drafters)
         self.benched = pool.benched
         trees: dict[str, Any] = {"scheme": scheme, "exact": exact} if self.draft_len else {}
+        audited = audit if self.draft_len else selector
         rounds = decode(target, pool, audited, prompt, draft_len=self.draft_len, rng=rng, **trees)
         try:
             for round_ in until(rounds, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens):
                 self.rounds.append(round_)
                 yield round_
-                if self.audit:
-                    self.audit.settle(_SETTLE_AFTER)
+                audit.settle(_SETTLE_AFTER)
             self.finished = True
         finally:  # an interrupted answer is measured as far as it goes
-            if self.audit:
-                self.audit.settle()
+            audit.settle()
+
+    def take(self, round_: Round) -> None:
+        """Keep the next round of an answer that is given together with others."""
+        if round_.gamma is not None and round_.realised is not None:
+            self.scored.append((round_.gamma, round_.realised))
+        self.rounds.append(round_)
+
+    def settle(self, target: LanguageModel, pool: Pool, prompt: Sequence[int]) -> None:
+        """Score what no round of such an answer holds, a chain's, between rounds: as ``Audit`` does."""
+        if not self.draft_len:
+            return
+        scheme, tokens = Levels([Chain()] * self.draft_len), (*prompt, *self.tokens)
+        for start in range(len(prompt) + len(self.scores()[0]), len(tokens), _SETTLE_AFTER):
+            text = tokens[: start + _SETTLE_AFTER]
+            laws = partial(target.score, text[:-1], start)
+            self.scored.append(Evaluation(pool, scheme, text, start, (laws,), len(prompt))())
 
     @property
     def tokens(self) -> list[int]:
@@ -123,14 +137,17 @@ class Query:
 
     def scores(self) -> tuple[Floats, Floats]:
         """``gamma`` and ``realised`` of the answer's scored positions, ``(positions, n)``."""
-        if self.audit is None:
-            return (np.empty((0, len(self.names))),) * 2
-        gamma, realised = self.audit.scores(len(self.names))
+        gamma, realised = map(np.concatenate, zip(*self.scored or [self._none], strict=True))
         return gamma[: len(self.tokens)], realised[: len(self.tokens)]
+
+    @property
+    def _none(self) -> tuple[Floats, Floats]:
+        """Scores of no position."""
+        return (np.empty((0, len(self.names))),) * 2
 
     def unasked_scores(self) -> tuple[Floats, Floats] | tuple[()]:
         """``scores`` of the positions behind the last round that holds any itself, for the record."""
-        if self.audit is None:
+        if not self.draft_len:
             return ()
         asked = [k for k, round_ in enumerate(self.rounds, 1) if round_.gamma is not None]
         held = sum(len(round_.emitted) for round_ in self.rounds[: max(asked, default=0)])

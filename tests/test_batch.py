@@ -4,121 +4,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_learners import LEARNERS
 from test_rows import Waits
 
 import nab
-from nab import selector as selectors
 from nab.backends import rows
-from nab.backends.batch import Memory, Reader, decode_batch
+from nab.backends.batch import decode_batch
 from nab.backends.drafters import Lookup
+from nab.backends.reader import Memory, Reader
 from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
-from nab.learners import Squint
-from nab.selector import observe_together
-
-
-def ragged(queries, rounds, n, seed=0):
-    """Scores of some queries in some rounds, of 1 to 5 positions; queries come and go."""
-    rng = np.random.default_rng(seed)
-    for number in range(rounds):
-        live = [q for q in range(queries) if q <= number and rng.random() < 0.9]
-        yield {q: rng.random((2, rng.integers(1, 6), n)) for q in live}
-
-
-@pytest.fixture
-def few(monkeypatch):
-    """Also few learners are updated together."""
-    monkeypatch.setattr(selectors, "_MANY", 2)
-
-
-def assert_laws_are_those_alone(learner, objective, queries=5, rounds=60, n=3):
-    def fresh():
-        return [nab.Selector(learner, n, objective=objective, rng=seed) for seed in range(queries)]
-
-    alone, together = fresh(), fresh()
-    for scores in ragged(queries, rounds, n):
-        for q, score in scores.items():
-            alone[q].observe(score.shape[1], lambda score=score: tuple(score))
-        told = observe_together(
-            [together[q] for q in scores],
-            [score.shape[1] for score in scores.values()],
-            [lambda score=score: tuple(score) for score in scores.values()],
-        )
-        for found, score in zip(told, scores.values(), strict=True):
-            np.testing.assert_array_equal(found, score)
-        for one, other in zip(alone, together, strict=True):
-            assert one.choice == other.choice
-            np.testing.assert_allclose(other.probs, one.probs, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize("learner", LEARNERS.values(), ids=LEARNERS.keys())
-@pytest.mark.parametrize("objective", [nab.Token(), nab.Length(4)], ids=["token", "length"])
-@pytest.mark.usefixtures("few")
-def test_laws_and_choices_of_a_batch_are_those_of_selectors_alone(learner, objective):
-    """Queries begin one after the other and miss rounds, so that their losses are ragged."""
-    assert_laws_are_those_alone(learner, objective)
-
-
-@pytest.mark.parametrize("learner", [nab.NormalHedge(), Squint()], ids=str)
-@pytest.mark.usefixtures("few")
-def test_that_check_sees_losses_of_another_query(learner, monkeypatch):
-    honest = selectors._learn
-
-    def swapped(group):
-        first = group.members[0].losses
-        members = [each._replace(losses=np.resize(first, each.losses.shape)) for each in group.members]
-        honest(group._replace(members=members))
-
-    monkeypatch.setattr(selectors, "_learn", swapped)
-    with pytest.raises(AssertionError):
-        assert_laws_are_those_alone(learner, nab.Token())
-
-
-@pytest.mark.usefixtures("few")
-def test_that_check_sees_a_state_put_back_in_another_place(monkeypatch):
-    honest = selectors._part
-    monkeypatch.setattr(
-        selectors, "_part",
-        lambda like, state, at: honest(like, state, at if isinstance(at, slice) else 0),
-    )  # fmt: skip
-    with pytest.raises(AssertionError):
-        assert_laws_are_those_alone(nab.NormalHedge(), nab.Token())
-
-
-@pytest.mark.usefixtures("few")
-def test_like_learners_are_updated_together(monkeypatch):
-    """As many calls as the longest query has losses."""
-    calls, update = [], nab.NormalHedge.update
-    monkeypatch.setattr(
-        nab.NormalHedge, "update",
-        lambda self, state, *rest: calls.append(np.shape(state.regret)) or update(self, state, *rest),
-    )  # fmt: skip
-    queries = [nab.Selector(nab.NormalHedge(), 3, rng=q) for q in range(4)]
-    for counts in ([2, 1, 4, 2], [1, 1, 1, 3]):
-        scores = [np.full((2, count, 3), 0.5) for count in counts]
-        observe_together(queries, counts, [lambda score=score: tuple(score) for score in scores])
-    assert calls == [(3, 4), (3, 3), (3,), (3,), (3, 4), (3,), (3,)]
-
-
-def test_laws_of_many_queries_are_those_alone():
-    assert_laws_are_those_alone(nab.NormalHedge(), nab.Token(), queries=24, rounds=40)
-
-
-def test_selectors_of_other_kinds_observe_for_themselves():
-    constant, wrapped = nab.Constant([0.5, 0.5], rng=0), nab.Selector(nab.NormalHedge(), 2, rng=0)
-    corrected = nab.Corrected(nab.Selector(nab.NormalHedge(), 2, objective=nab.Length(2), rng=0), 2)
-    gamma = np.array([[0.9, 0.2], [0.8, 0.1]])
-
-    def refused():
-        raise AssertionError("a constant choice asks for no scores")
-
-    told = observe_together(
-        [constant, wrapped, corrected], [2, 2, 2], [refused, lambda: (gamma, gamma), lambda: (gamma, gamma)]
-    )
-    assert told[0] is None
-    assert told[1][0] is told[2][0] is gamma
-    assert wrapped.probs.tolist() == corrected.probs.tolist() == [1, 0]
-
 
 torch.set_num_threads(1)
 
@@ -154,11 +47,12 @@ def together(target, drafters, batch, numbers=ALL, *, make=fresh, draft_len=4, *
     """The same, decoded together."""
     found = {k: [] for k in numbers}
     numbers = list(numbers)
-    for place, round_ in decode_batch(
+    for rounds in decode_batch(
         target, drafters, make(len(drafters), numbers), [PROMPTS[k] for k in numbers],
         batch=batch, draft_len=draft_len, rngs=numbers, **{**COUNTS, **ends},
     ):  # fmt: skip
-        found[numbers[place]].append(round_)
+        for place, round_ in rounds.items():
+            found[numbers[place]].append(round_)
     return found
 
 
@@ -444,11 +338,10 @@ def test_a_round_waits_for_the_device_once(warper, make, monkeypatch):
         target, drafters, make(3, SHORT), [PROMPTS[k] for k in SHORT], batch=len(SHORT), draft_len=4,
         rngs=SHORT, max_new_tokens=100,
     )  # fmt: skip
-    for _ in SHORT:
-        next(rounds)
+    next(rounds)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: lists.append(self.shape) or tolist(self))
     with Waits() as waits:
-        for _ in range(5 * len(SHORT)):
+        for _ in range(5):
             next(rounds)
     assert (len(lists), waits.count) == (5, 0)
 
@@ -465,7 +358,7 @@ def test_memory_is_that_of_the_rows_not_of_the_queries(monkeypatch):
         target, drafters, fresh(3, range(300)), prompts, batch=2, draft_len=4, rngs=range(300),
         max_new_tokens=3,
     )  # fmt: skip
-    assert sum(len(round_.emitted) for _, round_ in rounds) == 900
+    assert sum(len(round_.emitted) for found in rounds for round_ in found.values()) == 900
     slots = [shape for shape in made if len(shape) == 4]
     assert set(slots) == {(2, 2, 256, 8)}
     assert len(slots) == 2 * (3 + 3 + 3 + 2)  # keys and values of all layers of all models
@@ -500,6 +393,8 @@ class Other:
         ({"rngs": []}, "rngs must be as many as prompts, 1, got 0"),
         ({"selectors": []}, "selectors must be as many as prompts, 1, got 0"),
         ({"selectors": [nab.Constant([0.5, 0.5])]}, "a selector chooses among 2 drafters, there are 1"),
+        ({"pools": []}, "pools must be as many as prompts, 1, got 0"),
+        ({"pools": [nab.Pool([])]}, "a pool must be of the same 1 drafters, without a limit"),
         ({"prompts": [[]]}, "prompt 0 must have a token at least, got none"),
     ],
 )
@@ -509,7 +404,7 @@ def test_bad_input_is_named(changes, message):
         "selectors": [nab.Constant([1.0])], "batch": 1, "draft_len": 2, "rngs": [0], "max_new_tokens": 3,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        next(decode_batch(**{**given, **changes}))
+        decode_batch(**{**given, **changes})
 
 
 def test_no_prompts_are_no_rounds():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from click.testing import CliRunner
 
 from nab import prompts
+from nab.backends import pool
 from nab.backends.session import Divergence
 from nab.cli import main
 from nab.console import View
@@ -120,6 +122,125 @@ def test_a_lazy_run_has_all_scores_in_its_trace(folder, evaluation, tmp_path):
         assert len(query.gamma) == len(query.tokens)
         asked = [k for k, round_ in enumerate(query.rounds, 1) if round_.gamma is not None]
         assert asked == list(range(3, len(query.rounds) + 1, 3))
+
+
+def timeless(found):
+    """Results without what a clock said."""
+    if isinstance(found, dict):
+        clocks = ("tokens_per_second", "selection_share", "seconds")
+        return {name: timeless(value) for name, value in found.items() if name not in clocks}
+    return [timeless(each) for each in found] if isinstance(found, list) else found
+
+
+def answered(folder, out, *more, drafters="close,lookup,early-exit"):
+    """JSON, records of the trace by prompt, the picture, and what was said, of a run that succeeds."""
+    out.mkdir()
+    files = ["--trace", out / "t.jsonl", "--plot", out / "p.png"]
+    result = nab(*arguments(folder, "run", "--json", *files, *more, drafters=drafters))
+    assert result.exit_code == 0, result.output
+    assert read_trace(out / "t.jsonl").broken_off == ""
+    _, *records = map(json.loads, (out / "t.jsonl").read_text().splitlines())
+    prompts = sorted({record["query"] for record in records})
+    by_prompt = [[timeless(record) for record in records if record["query"] == k] for k in prompts]
+    return timeless(json.loads(result.stdout)), by_prompt, (out / "p.png").read_bytes(), result.stderr
+
+
+@pytest.mark.parametrize(
+    "selector", ["normal-hedge", "hedge .93 argmax", "ucb1", "uniform", "fixed:lookup", "plain"]
+)
+def test_prompts_decoded_together_give_what_they_give_alone(folder, tmp_path, selector):
+    """At temperature 0 scores are 0 or 1, so not a bit may differ, nor in the picture."""
+    more = ["--temperature", 0, "--dtype", "float64", "--selector", selector, "--objective", "length"]
+    json_, records, picture, _ = answered(folder, tmp_path / "alone", *more)
+    found = answered(folder, tmp_path / "together", *more, "--batch", 3)
+    assert found[0] == json_
+    assert found[1] == records
+    assert found[2] == picture
+    assert nab("replay", str(tmp_path / "together" / "t.jsonl")).exit_code == (selector == "plain")
+
+
+def assert_same_draws(one, other):
+    """Records with the same texts and choices, and nearly the same scores and laws."""
+    for a, b in zip(chain(*one), chain(*other), strict=True):
+        for name in ("start", "choice", "drafted", "accepted", "emitted", "text", "benched"):
+            assert a.get(name) == b.get(name)
+        for name in ("probs", "gamma", "realised"):
+            if a.get(name) is not None:
+                np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("more", [[], ["--objective", "length", "--evaluation", "corrected"]])
+def test_prompts_decoded_together_draw_the_same(folder, tmp_path, more):
+    more = ["--temperature", 1, "--dtype", "float64", *more]
+    _, one, *_ = answered(folder, tmp_path / "alone", *more)
+    _, other, *_ = answered(folder, tmp_path / "together", *more, "--batch", 4)
+    assert_same_draws(one, other)
+
+
+@pytest.mark.parametrize("selector", ["normal-hedge", "fixed:lookup"])
+def test_a_drafter_that_returns_nan_is_benched_in_a_batch_too(folder, tmp_path, selector):
+    more, drafters = ["--temperature", 1, "--dtype", "float64", "--selector", selector], "broken,lookup"
+    _, one, _, said = answered(folder, tmp_path / "alone", *more, drafters=drafters)
+    _, other, _, also = answered(folder, tmp_path / "together", *more, "--batch", 3, drafters=drafters)
+    assert_same_draws(one, other)
+    line = "warning: drafter 0 (broken) is benched for this query"
+    assert said.count(line) == also.count(line) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--scheme", "top:2"], "--scheme top:2 does not go with --batch 2: give chain, or leave it out"),
+        (["--evaluation", "exact"], "--evaluation exact does not .*: give first or corrected, or leave"),
+        (["--objective", "time"], "--objective time does not .*: give token or length, or leave it out"),
+        (["--lazy", 3], "--lazy 3 does not .*: give 1, or leave it out"),
+        (["--drafter-limit", 2], "--drafter-limit 2.0 does not go with --batch 2: leave it out"),
+        (["--drafters", "lookup,HEAD"], "--batch 2: HEAD cannot draft .* got Other; of these .* lookup can"),
+    ],
+)
+def test_what_does_not_go_with_a_batch_is_named_before_anything_is_decoded(
+    folder, tmp_path, more, message, monkeypatch
+):
+    class Other:
+        name = "HEAD"
+
+    build = pool._build
+    monkeypatch.setattr(pool, "_build", lambda name, *rest: Other() if name == "HEAD" else build(name, *rest))
+    trace = tmp_path / "t.jsonl"
+    result = nab(*arguments(folder, "run", "--batch", 2, "--trace", trace, *more))
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert re.search(message, result.stderr)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("selector", ["normal-hedge", "uniform"])
+@pytest.mark.parametrize("rounds", [1, 4, 9])
+def test_an_interrupted_batch_keeps_every_round(folder, tmp_path, monkeypatch, selector, rounds):
+    """Ctrl-C while a round is shown: it and all rounds before it are in the results and in the trace."""
+    watch = View.watch_together
+
+    def interrupted(view, steps):
+        def few():
+            for _ in range(rounds):
+                yield next(steps)
+            raise KeyboardInterrupt
+
+        watch(view, few())
+
+    monkeypatch.setattr(View, "watch_together", interrupted)
+    trace = tmp_path / "t.jsonl"
+    more = ["--json", "--trace", trace, "--batch", 3, "--temperature", 1, "--selector", selector]
+    result = nab(*arguments(folder, "run", *more))
+    assert result.exit_code == 130, result.output
+    found, read = json.loads(result.stdout)["queries"], read_trace(trace)
+    assert read.broken_off == ""
+    assert len(found) == len(read.queries) >= 3
+    for query, traced in zip(found, read.queries, strict=True):
+        assert query["num_spec_steps"] == len(traced.rounds)
+        assert query["num_tokens"] == len(traced.tokens) == len(traced.gamma)
+        assert traced.metrics["text"] == query["text"]
+    assert max(len(traced.rounds) for traced in read.queries) == rounds
 
 
 def test_compare_under_the_time_objective(folder):
@@ -350,7 +471,9 @@ def ctrl_c_is_heard():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("command", "more"), [("run", []), ("compare", []), ("compare", ["--jobs", 2])])
+@pytest.mark.parametrize(
+    ("command", "more"), [("run", []), ("run", ["--batch", 4]), ("compare", []), ("compare", ["--jobs", 2])]
+)
 @pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_ctrl_c_keeps_the_table_and_the_trace(folder, tmp_path, command, more):
     trace, new = tmp_path / "t.jsonl", 60 if command == "compare" else 900
@@ -369,6 +492,7 @@ def test_ctrl_c_keeps_the_table_and_the_trace(folder, tmp_path, command, more):
     assert "red" in out
     assert "MAT" in out
     assert all(json.loads(line) for line in trace.read_text().splitlines())
+    assert sum(len(query.rounds) for query in read_trace(trace).queries) > 400
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ LEVELS = [  # a module imports only from its own level and those before it
     {"nab.acceptance", "nab.losses", "nab.pool", "nab.sampling", "nab.schemes"},
     {"nab.learners"},
     {"nab.selector"},
-    {"nab.decode"},
+    {"nab.decode", "nab.together"},
     {"nab.sim"},
     {"nab.measure", "nab.prompts"},
     {"nab.backends"},

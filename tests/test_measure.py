@@ -67,6 +67,21 @@ def test_an_interrupted_answer_is_measured_as_far_as_it_goes(name):
     assert found["single_drafters"]["a"] == pytest.approx(len(query.tokens) / singles[0])
 
 
+@pytest.mark.parametrize("name", ["asks every round", "never asks"])
+@pytest.mark.parametrize("tokens", [5, 64, 65, 200])
+def test_an_answer_given_together_with_others_is_measured_as_alone(name, tokens):
+    alone, other = Query(["a", "b"], draft_len=3), Query(["a", "b"], draft_len=3)
+    for round_ in alone.run(TARGET, POOL, SELECTORS[name](), [0], max_new_tokens=tokens, rng=4):
+        other.take(round_)
+    other.settle(TARGET, nab.Pool(POOL), [0])
+    assert other.tokens == alone.tokens
+    for found, right in zip(other.scores(), alone.scores(), strict=True):
+        np.testing.assert_array_equal(found, right)
+    for found, right in zip(other.unasked_scores(), alone.unasked_scores(), strict=True):
+        np.testing.assert_array_equal(found, right)
+    assert metrics([other]) == metrics([alone])
+
+
 def test_plain_decoding_has_length_one_and_no_regret():
     query = Query(["a", "b"], draft_len=0)
     list(query.run(TARGET, POOL, nab.Constant([0.5, 0.5]), [0], max_new_tokens=20, rng=0))
@@ -77,6 +92,6 @@ def test_plain_decoding_has_length_one_and_no_regret():
 
 
 def test_an_audit_passes_the_choice_on():
-    audit = Audit(nab.Constant([0.0, 1.0]))
+    audit = Audit(nab.Constant([0.0, 1.0]), [])
     assert audit.choice == 1
     np.testing.assert_array_equal(audit.probs, [0.0, 1.0])

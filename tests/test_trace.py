@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -235,6 +236,52 @@ def test_scores_of_fewer_positions_than_tokens_are_named(tmp_path):
         read_trace(path)
 
 
+def interleaved(path, batch):
+    """A trace with the answers of three policies side by side, and the same one after the other."""
+    recorded(path, prompts=["red"], policies=["normal-hedge", "fixed:lookup", "lazy"], batch=batch)
+    expected = read_trace(path)
+    header, *lines = path.read_text().splitlines()
+    answers = {}
+    for line in lines:
+        answers.setdefault(json.loads(line)["policy"], []).append(line)
+    turns = [line for turn in zip_longest(*answers.values()) for line in turn if line]
+    path.write_text("\n".join([header, *turns]) + "\n")
+    return expected, [header, *turns]
+
+
+def test_answers_that_were_given_together_are_told_apart(tmp_path):
+    path = tmp_path / "t.jsonl"
+    expected, _ = interleaved(path, batch=3)
+    found = read_trace(path)
+    assert found.broken_off == ""
+    np.testing.assert_equal([asdict(query) for query in found.queries], list(map(asdict, expected.queries)))
+
+
+def test_no_more_answers_than_the_batch_are_open_at_once(tmp_path):
+    path = tmp_path / "t.jsonl"
+    interleaved(path, batch=2)
+    with pytest.raises(ValueError, match=r"line 4: a record of \(0, 'lazy', 'red'\) before that of .*closed"):
+        read_trace(path)
+
+
+def test_a_batch_that_breaks_off_is_named_with_all_its_answers(tmp_path):
+    path = tmp_path / "t.jsonl"
+    _, lines = interleaved(path, batch=3)
+    path.write_text("\n".join(lines[:6]) + "\n")
+    trace = read_trace(path)
+    assert [len(query.rounds) for query in trace.queries] == [2, 2, 1]
+    answers = ", ".join(f"the answer to prompt 1 under {name}" for name in trace.policies)
+    assert trace.broken_off == f"{path}: {answers} are not complete"
+
+
+def test_an_answer_with_two_domains_is_named(tmp_path):
+    path = tmp_path / "t.jsonl"
+    _, lines = interleaved(path, batch=4)
+    path.write_text("\n".join([*lines[:4], changed(domain="blue")(lines[4]), *lines[5:]]) + "\n")
+    with pytest.raises(ValueError, match=r"line 5: a second answer to \(0, 'normal-hedge', 'blue'\)"):
+        read_trace(path)
+
+
 HEADERS = {
     "of another version": (changed(format=2), "format must be 1, got 2: written by another version of nab"),
     "without one": (without("format"), "format is missing"),
@@ -245,6 +292,7 @@ HEADERS = {
     "without drafters": (changed(drafters=[]), "drafters must be different names, at least one"),
     "with one drafter twice": (changed(drafters=["a", "a"]), "drafters must be different names"),
     "with numbers for drafters": (changed(drafters=[1, 2]), "drafters must be different names"),
+    "with an empty batch": (changed(batch=0), "batch must be a whole number of at least 1, got 0"),
     "with a negative length": (changed(draft_len=-1), "draft_len must be at least 0, got -1"),
 }
 

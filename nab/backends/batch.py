@@ -1,8 +1,4 @@
-"""Several queries decoded together: every model reads all of them in one forward, each has its own selector.
-
-Positions are addresses: entry j of a row's text is at slot j of the row's memory. So rewinding is forgetting,
-rows of different lengths need no padding between them, and the only mask is ``slot <= position``.
-"""
+"""Several queries decoded together: every model reads all of them at once, each has its own selector."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from torch import Tensor
 
 from nab.acceptance import Chain
 from nab.backends import rows
-from nab.backends.decoder import Window
+from nab.backends.reader import Places, Reader, decoder_of
 from nab.backends.rows import UNKNOWN, Drafted
 from nab.backends.torch import CausalLM, Lifted
 from nab.decode import Round, Seconds, until
@@ -28,159 +24,9 @@ from nab.losses import Time
 from nab.pool import Pool
 from nab.sampling import Draft
 from nab.schemes import Levels
-from nab.selector import Chooses, Lazy, Selector, Wrapped, observe_together
+from nab.selector import Chooses, Lazy, Selector, Wrapped
+from nab.together import observe_together
 from nab.types import Floats, LanguageModel
-
-Places = slice | Tensor
-"""Some rows: the first ones, or those of these numbers ``(rows,)``."""
-
-
-class Memory:
-    """Keys and values of the texts of some rows, of all layers, entry j of a text at slot j.
-
-    What is written is seen by position alone: entries behind the one that looks are hidden until they are
-    overwritten. What is hidden is multiplied by 0, so all that is held is finite: zeros stand for what is no
-    number. It stands in for a transformers ``Cache`` where ``Decoder`` reads.
-
-    Args:
-        layers: of the model.
-        shape: ``(rows, heads, width of a head)``.
-        like: of the device and dtype wanted.
-    """
-
-    def __init__(self, layers: int, shape: tuple[int, int, int], like: Tensor) -> None:
-        count, heads, width = shape
-        self._layers = [
-            [like.new_zeros(count, heads, _FIRST_SLOTS, width) for _ in range(2)] for _ in range(layers)
-        ]
-
-    @property
-    def slots(self) -> int:
-        """How many entries a row has room for; it doubles when that is too few."""
-        return self._layers[0][0].shape[2]
-
-    def open(self, places: Places, positions: Tensor, end: int) -> None:
-        """From now on, ``update`` is about these rows, positions ``(rows, entries)``, all below ``end``."""
-        self._places, self._end, self._entries = places, end, positions.shape[1]
-        if isinstance(places, slice):
-            places = torch.arange(places.stop, device=positions.device)
-        self._at = places[:, None], positions
-        if end > self.slots:
-            self._layers = [[self._grown(part, 2 * end) for part in layer] for layer in self._layers]
-
-    def _grown(self, part: Tensor, slots: int) -> Tensor:
-        grown = part.new_zeros(*part.shape[:2], slots, part.shape[3])
-        grown[:, :, : part.shape[2]] = part
-        return grown
-
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Write ``(rows, heads, entries, width)``; all there is then in these rows, ``(..., end, width)``."""
-        for part, new in zip(self._layers[layer], (keys, values), strict=True):
-            part.transpose(1, 2)[self._at] = torch.nan_to_num(new.transpose(1, 2), 0, 0, 0)
-        known, seen = (part[self._places, :, : self._end] for part in self._layers[layer])
-        return known, seen
-
-    def get_seq_length(self) -> int:
-        """So many that the new entries end at ``end``."""
-        return self._end - self._entries
-
-    def move(self, row: int, to: int) -> None:
-        """Put a row's text in another row's place."""
-        for layer in self._layers:
-            for part in layer:
-                part[to] = part[row]
-
-
-_FIRST_SLOTS = 256
-
-
-class Reader:
-    """A model that reads several texts at once: the weights of a ``CausalLM``, and a memory of its own.
-
-    Args:
-        lm: of Llama's family; it is left as it is, and still reads for itself.
-        count: of rows.
-
-    Raises:
-        ValueError: if ``lm`` is read by transformers, which has no memory of this kind.
-    """
-
-    def __init__(self, lm: CausalLM, count: int) -> None:
-        if lm.decoder is None:
-            kind = type(lm.model).__name__
-            raise ValueError(
-                f"{lm.name} cannot be read in a batch: {kind}, only plain models of Llama's family"
-            )
-        self.lm = lm
-        self.lengths = [0] * count
-        """Of each row, how many leading entries are those of its text."""
-        self.sound = torch.ones(count, dtype=torch.bool, device=lm.device)
-        """Whether all that was read of each row by ``follow`` is a number."""
-        self._decoder = lm.decoder
-        heads, width = self._decoder.shape[1:]
-        self.memory = Memory(len(self._decoder.layers), (count, heads, width), lm._embedding)
-
-    def logits(self, places: Places, first: Tensor, end: int, ids: Tensor) -> Tensor:
-        """Read entries of some rows, each row's from its own position on.
-
-        Args:
-            places: the rows.
-            first: positions of their first entries, ``(rows,)``; all entries before are there.
-            end: above all positions.
-            ids: ``(rows, entries)``.
-
-        Returns:
-            ``(rows, entries, vocab)``.
-        """
-        states = self._read(places, first, end, ids)
-        return self.lm._head(states.masked_fill(~self.sound[places, None, None], torch.nan))
-
-    def follow(self, places: Places, first: Tensor, end: int, ids: Tensor) -> Tensor:
-        """As ``logits``, of entries that all laws from now on depend on: NaN among them makes those NaN."""
-        self._note(places, states := self._read(places, first, end, ids))
-        return self.lm._head(states.masked_fill(~self.sound[places, None, None], torch.nan))
-
-    def _note(self, places: Places, states: Tensor) -> None:
-        self.sound[places] &= states.isfinite().flatten(1).all(1)
-
-    def _read(self, places: Places, first: Tensor, end: int, ids: Tensor) -> Tensor:
-        positions = first[:, None] + torch.arange(ids.shape[1], device=ids.device)
-        self.memory.open(places, positions, end)
-        masks = {window: self._mask(positions, end, window) for window in self._decoder.windows}
-        x = self.lm._embedding[ids]
-        return self._decoder(x, cast(Any, self.memory), positions, masks)[-1]
-
-    def _mask(self, positions: Tensor, end: int, window: Window) -> Tensor:
-        """Additive, ``(rows, 1, entries, end)``."""
-        slots, at = torch.arange(end, device=positions.device), positions[..., None]
-        hidden = slots > at if window is None else (slots > at) | (slots <= at - window)
-        mask = torch.zeros(hidden.shape, dtype=self.lm.model.dtype, device=hidden.device)
-        return mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)[:, None]
-
-    def catch_up(self, places: Iterable[int], texts: Sequence[Sequence[int]], ends: Sequence[int]) -> None:
-        """Read what is missing of the first entries of some rows; rows that miss as many, in one forward."""
-        behind = defaultdict[int, list[int]](list)
-        for row in places:
-            if ends[row] > self.lengths[row]:
-                behind[ends[row] - self.lengths[row]].append(row)
-        device = self.lm.device
-        for group in behind.values():
-            first = [self.lengths[row] for row in group]
-            ids = [list(texts[row][self.lengths[row] : ends[row]]) for row in group]
-            end = max(ends[row] for row in group)
-            tensors = (torch.tensor(each, device=device) for each in (group, first, ids))
-            at, begin, fed = tensors
-            self._note(at, self._read(at, begin, end, fed))
-            for row in group:
-                self.lengths[row] = ends[row]
-
-    def leave(self, row: int, last: int) -> None:
-        """Forget a row; the last one takes its place."""
-        if row != last:
-            self.memory.move(last, row)
-        self.lengths[row], self.lengths[last] = self.lengths[last], 0
-        self.sound[row] = self.sound[last]
-        self.sound[last] = True
 
 
 @dataclass
@@ -246,12 +92,10 @@ class _Engine:
     def __init__(
         self, target: CausalLM, drafters: Sequence[LanguageModel], count: int, draft_len: int
     ) -> None:
-        self.target = Reader(target, count)
-        self.drafters = [_on_host(drafter) for drafter in drafters]
+        self.target, self.n = Reader(target, count), len(drafters)
         self.readers = {
             i: Reader(each, count) for i, each in enumerate(drafters) if isinstance(each, CausalLM)
         }
-        _check_alike(self.target, self.readers.values())
         self.draft_len = draft_len
         models = [target, *(reader.lm for reader in self.readers.values())]
         # then laws need not be computed: their likeliest tokens say all
@@ -272,7 +116,9 @@ class _Engine:
 
         verdict = self._verified(now, drafted, counts)
         asked = any(isinstance(query.selector, Selector | Wrapped) for query in queries)
+        clock.append(perf_counter())
         told = [verdict.told, *([self._scores(now, verdict)] if asked else [])]
+        clock.append(perf_counter())
         host = np.asarray(torch.cat([each.double() for each in told], 1).tolist())
         host, scored = np.split(host, [verdict.told.shape[1]], 1)
         emitted = self._taken(now, choices, counts, host)
@@ -292,7 +138,10 @@ class _Engine:
             [partial(evaluate, row) for row in range(len(queries))],
         )
         clock.append(perf_counter())
-        seconds = Seconds(*((after - before) / len(queries) for before, after in pairwise(clock)))
+        draft, verify, score, wait, select = (
+            (after - before) / len(queries) for before, after in pairwise(clock)
+        )
+        seconds = Seconds(draft, verify + wait, score + select)
         found = []
         for row, new in enumerate(emitted):
             gamma, realised = observed[row] or (None, None)
@@ -463,7 +312,7 @@ class _Engine:
         self, now: _Round, verdict: _Verdict, emitted: Sequence[tuple[int, ...]], told: Floats
     ) -> list[tuple[Floats, Floats]]:
         """``gamma`` and ``realised`` of each row, ``(positions, n)``."""
-        n, levels = len(self.drafters), self.draft_len
+        n, levels = self.n, self.draft_len
         found = np.zeros((len(emitted), n, 3, levels + 1))
         found[:, list(self.readers)] = told.reshape(len(emitted), -1, 3, levels + 1)
         self._bench(now, emitted, found[:, :, 2])
@@ -511,11 +360,11 @@ _NAN = "NaN or infinite"
 def _propose(
     scheme: Levels, tokens: Sequence[int], vocab: int, draws: Sequence[float], drafter: LanguageModel
 ) -> Draft:
-    return scheme.propose(drafter, tokens, vocab, draws)
+    return scheme.propose(_on_host(drafter), tokens, vocab, draws)
 
 
 def _scored(tokens: Sequence[int], start: int, drafter: LanguageModel) -> Tensor:
-    return cast(Tensor, drafter.score(tokens, start))
+    return cast(Tensor, _on_host(drafter).score(tokens, start))
 
 
 def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -540,25 +389,23 @@ def _vocabulary(lm: CausalLM) -> int:
 
 
 def _on_host(drafter: LanguageModel) -> LanguageModel:
-    """A drafter as a query's pool calls it: numpy ones stay on the host.
-
-    Raises:
-        ValueError: if it is of a kind that knows no batches.
-    """
-    if isinstance(drafter, Lifted):
-        return replace(drafter, device=torch.device("cpu"))
-    if not isinstance(drafter, CausalLM):
-        kind, name = type(drafter).__name__, getattr(drafter, "name", "a drafter")
-        raise ValueError(f"{name} cannot draft in a batch: it must be a CausalLM or a Lifted, got {kind}")
-    return drafter
+    """A numpy drafter with its laws on the host."""
+    return replace(cast(Lifted, drafter), device=torch.device("cpu"))
 
 
-def _check_alike(target: Reader, drafters: Iterable[Reader]) -> None:
-    """Raise ValueError unless all drafters have the target's vocabulary and are where it is."""
-    wanted = _vocabulary(target.lm), target.lm.device
-    for reader in drafters:
-        if (own := (_vocabulary(reader.lm), reader.lm.device)) != wanted:
-            raise ValueError(f"{reader.lm.name}: its laws must be like the target's, {wanted}, got {own}")
+def check_models(target: CausalLM, drafters: Iterable[LanguageModel]) -> None:
+    """Raise ValueError unless these can decode in a batch: see ``decode_batch``."""
+    decoder_of(target)
+    wanted = _vocabulary(target), target.device
+    for drafter in drafters:
+        if isinstance(drafter, Lifted):
+            continue
+        if not isinstance(drafter, CausalLM):
+            kind, name = type(drafter).__name__, getattr(drafter, "name", "a drafter")
+            raise ValueError(f"{name} cannot draft in a batch: it must be a CausalLM or a Lifted, got {kind}")
+        decoder_of(drafter)
+        if (own := (_vocabulary(drafter), drafter.device)) != wanted:
+            raise ValueError(f"{drafter.name}: its laws must be like the target's, {wanted}, got {own}")
 
 
 def decode_batch(
@@ -572,7 +419,8 @@ def decode_batch(
     rngs: Sequence[Any],
     max_new_tokens: int,
     stop_tokens: Iterable[int] = (),
-) -> Iterator[tuple[int, Round]]:
+    pools: Sequence[Pool] | None = None,
+) -> Iterator[dict[int, Round]]:
     """Decode prompts speculatively, up to ``batch`` of them together, each as ``nab.decode`` does it alone.
 
     Every query has the rounds, choices and text that ``nab.until(nab.decode(...))`` gives it with its
@@ -591,57 +439,79 @@ def decode_batch(
         rngs: for each prompt, anything ``numpy.random.default_rng`` takes.
         max_new_tokens: of an answer, at least 1.
         stop_tokens: an answer ends behind the first of them.
+        pools: for each prompt, a fresh ``Pool`` of the drafters without a limit, to see which are benched.
 
-    Yields:
-        The prompt's number and its next ``Round``; its seconds are the round's, shared out equally.
+    Returns:
+        The rounds of the batch, one after the other: by number of the prompt, the next ``Round`` of each that
+        is decoded now. Its seconds are those of all, shared out equally; verification has what the host waits
+        for a device that is still scoring drafters. They come in the order of prompts where these begin.
 
     Raises:
-        ValueError: on numbers that are out of range or do not fit each other, a model that knows no batches,
-            a drafter whose laws are not like the target's, a text that does not fit the target's context, or
-            if the target returns NaN.
+        ValueError: at once on numbers that are out of range or do not fit each other, a model that knows no
+            batches, or a drafter whose laws are not like the target's; later on a text that does not fit the
+            target's context, or if the target returns NaN.
     """
     least = {"batch": (batch, 1), "draft_len": (draft_len, 0), "max_new_tokens": (max_new_tokens, 1)}
     for name, (value, low) in least.items():
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
-    _check(len(drafters), prompts, selectors, rngs)
-    engine, stops = _Engine(target, drafters, min(batch, len(prompts)), draft_len), frozenset(stop_tokens)
-    waiting = deque(
-        _Query(
-            number, list(prompt), selector, np.random.default_rng(rng), Pool(engine.drafters), max_new_tokens
+    if pools is None:
+        pools = [Pool(drafters) for _ in prompts]
+    _check(drafters, prompts, selectors, rngs, pools)
+    check_models(target, drafters)
+    queries = [
+        _Query(number, list(prompt), selector, np.random.default_rng(rng), pool, max_new_tokens)
+        for number, (prompt, selector, rng, pool) in enumerate(
+            zip(prompts, selectors, rngs, pools, strict=True)
         )
-        for number, (prompt, selector, rng) in enumerate(zip(prompts, selectors, rngs, strict=True))
-    )
-    live = list[_Query]()
+    ]
+    engine = _Engine(target, drafters, min(batch, len(queries)), draft_len)
+    return _rounds(engine, queries, batch, frozenset(stop_tokens))
+
+
+def _rounds(
+    engine: _Engine, queries: Iterable[_Query], batch: int, stops: frozenset[int]
+) -> Iterator[dict[int, Round]]:
+    waiting, live = deque(queries), list[_Query]()
     while waiting or live:
         while waiting and len(live) < batch:
             live.append(waiting.popleft())
-        ended = []
+        found, ended = dict[int, Round](), []
         for row, (query, round_) in enumerate(zip(live, engine.round(live), strict=True)):
             [cut] = until([round_], max_new_tokens=query.left, stop_tokens=stops)
             query.left -= len(cut.emitted)
             if query.left == 0 or cut.emitted[-1] in stops:
                 ended.append(row)
-            yield query.number, cut
+            found[query.number] = cut
         for row in reversed(ended):
             engine.leave(row, len(live) - 1)
             live[row] = live[-1]
             live.pop()
+        yield found
 
 
 def _check(
-    n: int, prompts: Sequence[Sequence[int]], selectors: Sequence[Chooses], rngs: Sequence[Any]
+    drafters: Sequence[LanguageModel],
+    prompts: Sequence[Sequence[int]],
+    selectors: Sequence[Chooses],
+    rngs: Sequence[Any],
+    pools: Sequence[Pool],
 ) -> None:
-    """Raise ValueError unless each prompt has a token, a generator and a selector among n drafters."""
-    for name, given in (("selectors", selectors), ("rngs", rngs)):
+    """Raise ValueError unless each prompt has a token, a generator, a pool and a selector among drafters."""
+    for name, given in (("selectors", selectors), ("rngs", rngs), ("pools", pools)):
         if len(given) != len(prompts):
             raise ValueError(f"{name} must be as many as prompts, {len(prompts)}, got {len(given)}")
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {number} must have a token at least, got none")
+    for pool in pools:
+        if list(pool.drafters) != list(drafters) or pool.limit is not None:
+            raise ValueError(f"a pool must be of the same {len(drafters)} drafters, without a limit")
     for selector in selectors:
-        if len(selector.probs) != n:
-            raise ValueError(f"a selector chooses among {len(selector.probs)} drafters, there are {n}")
+        if len(selector.probs) != len(drafters):
+            raise ValueError(
+                f"a selector chooses among {len(selector.probs)} drafters, there are {len(drafters)}"
+            )
         if isinstance(selector, Lazy) or isinstance(getattr(selector, "objective", None), Time):
             raise ValueError(
                 "a batch drafts as many tokens and scores all drafters in every round, so no selector can be "

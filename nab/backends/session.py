@@ -11,6 +11,7 @@ import torch
 
 from nab.acceptance import Chain
 from nab.backends import pool
+from nab.backends.batch import check_models, decode_batch
 from nab.backends.heads import Head
 from nab.backends.pretrained import Pretrained
 from nab.backends.stack import stacked
@@ -125,6 +126,70 @@ class Session:
             scheme=self.scheme,
             exact=self.exact,
         )
+
+    def check_together(self) -> None:
+        """Raise ValueError, naming drafters that can stay, unless ``decode_together`` knows such models."""
+        check_models(self.model, [])
+        fit, errors = list[str](), list[ValueError]()
+        for name, drafter in self.drafters.items():
+            try:
+                check_models(self.model, [drafter])
+                fit.append(name)
+            except ValueError as error:
+                errors.append(error)
+        if errors:
+            raise ValueError(f"{errors[0]}; of these drafters {', '.join(fit) or 'none'} can")
+
+    def decode_together(
+        self,
+        queries: Sequence[Query],
+        prompts: Sequence[Sequence[int]],
+        selectors: Sequence[Chooses],
+        rngs: Sequence[Any],
+        batch: int,
+    ) -> Generator[list[int]]:
+        """Fill ``queries``, of one draft length, as ``decode`` does, up to ``batch`` of them at once.
+
+        A chain is drafted and scored as far as one forward tells; nothing has a limit.
+
+        Yields:
+            Behind each round of the batch, the numbers of the queries that have grown by one.
+
+        Raises:
+            ValueError: see ``decode_batch``.
+        """
+        drafters = list(self.drafters.values())
+        pools, growing = [Pool(drafters) for _ in queries], set[int]()
+        for query, own in zip(queries, pools, strict=True):
+            query.benched = own.benched
+        rounds = decode_batch(
+            self.model,
+            drafters,
+            selectors,
+            prompts,
+            batch=batch,
+            draft_len=queries[0].draft_len,
+            rngs=rngs,
+            max_new_tokens=self.max_new_tokens,
+            stop_tokens=self.target.stop_tokens,
+            pools=pools,
+        )
+        try:
+            for found in rounds:
+                for number, round_ in found.items():
+                    queries[number].take(round_)
+                growing |= found.keys()
+                for number, round_ in found.items():
+                    query = queries[number]
+                    whole = len(query.tokens) == self.max_new_tokens
+                    if whole or round_.emitted[-1] in self.target.stop_tokens:
+                        query.settle(self.model, pools[number], prompts[number])
+                        query.finished = True
+                        growing.remove(number)
+                yield list(found)
+        finally:  # interrupted answers are measured as far as they go
+            for number in growing:
+                queries[number].settle(self.model, pools[number], prompts[number])
 
     def text(self, tokens: Sequence[int]) -> str:
         """The answer as text, without the token that ended it."""

@@ -2,9 +2,10 @@
 
 The first record is the header (``kind: header``: version, command, seed, models, dtype, hardware, drafter
 names, draft length). Then come ``round`` records, one per target forward, and behind the rounds of each query
-one ``query`` record with its metrics. ``gamma`` and ``realised`` stand in the rounds where the selector asked
-for them, with those of earlier rounds that had waited, and of the positions behind the last such round in the
-query record. ``read_trace`` reads all of it back, every bit of it.
+one ``query`` record with its metrics; the records of queries that were decoded together interleave. ``gamma``
+and ``realised`` stand in the rounds where the selector asked for them, with those of earlier rounds that had
+waited, and of the positions behind the last such round in the query record. ``read_trace`` reads all of it
+back, every bit of it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ HEADER = {
 }
 """What a header holds at least, and of which type.
 
-Where drafts branch, also ``nodes``: tokens in one, at most.
+Where drafts branch, also ``nodes``: tokens in one, at most. Where queries were decoded together, also
+``batch``: how many at once, at most.
 """
 
 WHERE = {"query": int, "policy": str, "domain": str}
@@ -77,8 +79,12 @@ class TraceWriter:
     def keep(self, rounds: Iterable[Round], where: dict[str, Any]) -> Iterator[Round]:
         """Hand on ``rounds``, appending each; ``where`` says which query they belong to, see ``WHERE``."""
         for round_ in rounds:
-            self.write("round", {**where, **asdict(round_), "seconds": round_.seconds._asdict()})
+            self.round(round_, where)
             yield round_
+
+    def round(self, round_: Round, where: dict[str, Any]) -> None:
+        """Append one round."""
+        self.write("round", {**where, **asdict(round_), "seconds": round_.seconds._asdict()})
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -154,7 +160,7 @@ class Trace:
     Args:
         path: where it was.
         header: what is known about the run, the fields of ``HEADER`` at least.
-        queries: in the order of the file.
+        queries: in the order of their first records.
         broken_off: where and how the file ends too early; empty if it does not. Whoever shows results of a
             trace says so.
     """
@@ -205,34 +211,22 @@ def read_trace(path: Path | str) -> Trace:
                 raise ValueError(f"{path}, line {number}: {error}") from None
     if reader is None:
         raise ValueError(f"{path} is empty: a trace begins with a header")
-    if reader.rounds:
-        where = f"the answer to prompt {reader.where[0] + 1} under {reader.where[1]} is not complete"
-        broken_off = f"{broken_off or path}: {where}"
-        reader.close(None)
-    return Trace(path, reader.header, tuple(reader.queries), broken_off)
+    if left := reader.close():
+        answers = ", ".join(f"the answer to prompt {number + 1} under {policy}" for number, policy in left)
+        broken_off = f"{broken_off or path}: {answers} {'are' if len(left) > 1 else 'is'} not complete"
+    return Trace(path, reader.header, tuple(reader.queries.values()), broken_off)
 
 
 class _Reader:
-    """Takes the records of a trace one by one; ``queries`` are those that are closed.
-
-    Of the open one it knows ``where`` it belongs, its ``rounds``, and how many ``tokens`` they have emitted
-    and ``scored``.
-    """
+    """Takes the records of a trace one by one; ``queries``, by number and policy, are those begun so far."""
 
     def __init__(self, header: dict[str, Any]) -> None:
         if header.pop("kind") != "header":
             raise ValueError("a trace begins with a header")
         _check_header(header)
         self.header = header
-        self.n = len(header["drafters"])
-        self.queries: list[TracedQuery] = []
-        self._open()
-
-    def _open(self) -> None:
-        self.where: tuple[Any, ...] = ()
-        self.rounds: list[Round] = []
-        self.tokens = self.scored = 0
-        self._scores: list[Floats] = []
+        self.queries: dict[tuple[int, str], TracedQuery] = {}
+        self._open: dict[tuple[Any, ...], _Answer] = {}
 
     def take(self, record: dict[str, Any]) -> None:
         """One record behind the header."""
@@ -240,23 +234,53 @@ class _Reader:
         if kind not in ("round", "query"):
             raise ValueError(f"kind must be round or query behind the header, got {kind!r}")
         where = tuple(_typed(record, name, of) for name, of in WHERE.items())
-        if self.where not in ((), where):
-            raise ValueError(f"a record of {where} before that of {self.where} is closed")
-        if not self.rounds and where[:2] in {(query.number, query.policy) for query in self.queries}:
-            raise ValueError(f"a second answer to {where}")
-        self.where = where
+        if where not in self._open:
+            self._begin(where)
+        answer = self._open[where]
         rest = {name: value for name, value in record.items() if name not in WHERE}
-        if kind == "query":
-            self.close(rest)
-            return
-        self.rounds.append(round_ := _round(rest, self))
+        if kind == "round":
+            answer.add(rest)
+        else:
+            self.queries[where[:2]] = answer.closed(rest)
+            del self._open[where]
+
+    def _begin(self, where: tuple[Any, ...]) -> None:
+        if len(self._open) == self.header.get("batch", 1):
+            raise ValueError(f"a record of {where} before that of {next(iter(self._open))} is closed")
+        answer = _Answer(where, self.header)
+        if where[:2] in self.queries:
+            raise ValueError(f"a second answer to {where}")
+        self._open[where] = answer
+        self.queries[where[:2]] = answer.closed(None)  # which keeps its place among them
+
+    def close(self) -> list[tuple[int, str]]:
+        """End what is open; the numbers and policies of these answers."""
+        ended = {where[:2]: answer.closed(None) for where, answer in self._open.items()}
+        self.queries.update(ended)
+        return list(ended)
+
+
+class _Answer:
+    """What is known of an answer: its ``rounds``, and how many ``tokens`` they emitted and ``scored``."""
+
+    def __init__(self, where: tuple[Any, ...], header: dict[str, Any]) -> None:
+        self.header, self.n = header, len(header["drafters"])
+        self.rounds: list[Round] = []
+        self.tokens = self.scored = 0
+        self._where = where
+        self._scores: list[Floats] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Its next round."""
+        self.rounds.append(round_ := _round(record, self))
         self.tokens += len(round_.emitted)
         if round_.gamma is not None and round_.realised is not None:
             self.scored = self.tokens
             self._scores.append(np.stack([round_.gamma, round_.realised]))
 
-    def close(self, metrics: dict[str, Any] | None) -> None:
-        """End the open answer, with the scores its last record holds, of positions that no round has."""
+    def closed(self, metrics: dict[str, Any] | None) -> TracedQuery:
+        """All of it, with the scores its last record holds, of positions that no round has."""
+        scored = list(self._scores)
         if metrics and ("gamma" in metrics or "realised" in metrics):
             gamma, realised = _scores(metrics, self.n)
             unscored = self.tokens - self.scored
@@ -265,15 +289,13 @@ class _Reader:
                 raise ValueError(
                     f"{len(gamma)} scored positions of {unscored} tokens that rounds left unscored"
                 )
-            self._scores.append(np.stack([gamma, realised])[:, :unscored])
+            scored.append(np.stack([gamma, realised])[:, :unscored])
             metrics = {name: value for name, value in metrics.items() if name not in ("gamma", "realised")}
-        if len({scores.shape[2:] for scores in self._scores}) > 1:
+        if len({scores.shape[2:] for scores in scored}) > 1:
             raise ValueError("scores by depth and scores alike at all depths")
-        gamma, realised = np.concatenate(self._scores or [np.empty((2, 0, self.n))], axis=1)
-        number, policy, domain = self.where
-        rounds = tuple(self.rounds)
-        self.queries.append(TracedQuery(number, policy, domain, rounds, gamma, realised, metrics))
-        self._open()
+        gamma, realised = np.concatenate(scored or [np.empty((2, 0, self.n))], axis=1)
+        number, policy, domain = self._where
+        return TracedQuery(number, policy, domain, tuple(self.rounds), gamma, realised, metrics)
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -321,6 +343,9 @@ def _check_header(header: dict[str, Any]) -> None:
     nodes = header.get("nodes", header["draft_len"])
     if type(nodes) is not int or nodes < header["draft_len"]:
         raise ValueError(f"nodes must be a whole number of at least {header['draft_len']}, got {nodes!r}")
+    batch = header.get("batch", 1)
+    if type(batch) is not int or batch < 1:
+        raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
 
 
 def _typed(record: dict[str, Any], name: str, of: type) -> Any:
@@ -366,7 +391,7 @@ def _scores(record: dict[str, Any], n: int) -> tuple[Floats, Floats]:
     return gamma, realised
 
 
-def _round(record: dict[str, Any], before: _Reader) -> Round:
+def _round(record: dict[str, Any], before: _Answer) -> Round:
     """A round, held to its own numbers and to the rounds before it."""
     known = [field.name for field in fields(Round)]
     if set(record) != set(known):
@@ -391,7 +416,7 @@ def _round(record: dict[str, Any], before: _Reader) -> Round:
 
 
 def _round_scores(
-    record: dict[str, Any], before: _Reader, emitted: int
+    record: dict[str, Any], before: _Answer, emitted: int
 ) -> tuple[Floats, Floats] | tuple[None, None]:
     """``gamma`` and ``realised`` of a round: of all positions up to its end that had none yet."""
     if record["gamma"] is None and record["realised"] is None:
