@@ -51,7 +51,7 @@ class Options:
     limit: int | None
     target: Path | None
     drafters: str | None
-    objective: str
+    objective: str | None
     max_new_tokens: int
     temperature: float
     top_k: int
@@ -120,7 +120,7 @@ class Options:
             raise ValueError(
                 "--evaluation corrected changes nothing under the token objective: give --objective length"
             )
-        objective = replays.OBJECTIVES[self.objective](self.draft_len)
+        objective = replays.OBJECTIVES[str(self.objective)](self.draft_len)
         named = replays.policies(n, self.draft_len, objective)
         if name in named:
             return partial(self._wrapped, named[name].make)
@@ -183,7 +183,10 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--target", type=path, help="Folder, GGUF file or tiny. Default: SmolLM2-135M."),
         click.option("--drafters", help="Names or folders, comma-separated. Default: all that fit."),
         click.option(
-            "--objective", type=click.Choice([*replays.OBJECTIVES]), default="token", show_default=True
+            "--objective",
+            type=click.Choice([*replays.OBJECTIVES]),
+            help="What to minimise. Default: time, which is seconds per token; token where policies are "
+            "compared or prompts decoded together.",
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True),
         click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy."),
@@ -238,8 +241,8 @@ def main() -> None:
 @main.command()
 @click.option(
     "--selector",
-    help="Any learner or bandit of nab replay, uniform, plain, fixed:NAME. Default: normal-hedge, under the "
-    "time objective its mode, normal-hedge argmax.",
+    help="Any learner or bandit of nab replay, uniform, plain, fixed:NAME. Default: normal-hedge argmax, its "
+    "mode, under the time objective; normal-hedge, a draw, under the others.",
 )
 @click.option(
     "--batch",
@@ -251,9 +254,10 @@ def main() -> None:
 @_shared_options
 def run(options: Options, selector: str | None, batch: int) -> None:
     """Decode prompts with a pool of drafters; show what was chosen and what it brought."""
-    selector = selector or TIMED[-(options.objective == "time")]
     if batch > 1:
         _check_batch(options, batch)
+    options.objective = options.objective or ("time" if batch == 1 else "token")
+    selector = selector or TIMED[-(options.objective == "time")]
     experiment, console = _experiment(options, lambda names: [selector]), console_for(options.as_json)
     if batch > 1:
         try:
@@ -298,6 +302,7 @@ def _check_batch(options: Options, batch: int) -> None:
 def compare(options: Options, jobs: int | None) -> None:
     """Decode the same prompts plainly, with each drafter alone, and under every selector."""
     jobs = jobs or (min(os.cpu_count() or 1, 4) if options.tiny else 1)
+    options.objective = options.objective or "token"
     make = partial(_experiment, options, partial(_all_policies, options.objective))
     with workers(jobs, make) if jobs > 1 else nullcontext() as starter:
         experiment, console = make(), console_for(options.as_json)
@@ -325,7 +330,7 @@ def _report(options: Options, done: Experiment, console: Console) -> None:
         plots.comparison(totals, options.plot, title)
 
 
-def _all_policies(objective: str, drafters: list[str]) -> list[str]:
+def _all_policies(objective: str | None, drafters: list[str]) -> list[str]:
     """What ``compare`` compares."""
     learners = TIMED if objective == "time" else COMPARED
     return [PLAIN, *(FIXED + drafter for drafter in drafters), "uniform", *learners]

@@ -59,7 +59,8 @@ def nab(*arguments):
 
 def test_run_prints_one_json_object_and_writes_trace_and_picture(folder, tmp_path):
     trace, plot = tmp_path / "deep" / "trace.jsonl", tmp_path / "run.png"
-    result = nab(*arguments(folder, "run", "--json", "--trace", trace, "--plot", plot))
+    more = ["--objective", "token", "--json", "--trace", trace, "--plot", plot]
+    result = nab(*arguments(folder, "run", *more))
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert set(found) == {"queries", "total"}
@@ -145,6 +146,15 @@ def answered(folder, out, *more, drafters="close,lookup,early-exit"):
     return timeless(json.loads(result.stdout)), by_prompt, (out / "p.png").read_bytes(), result.stderr
 
 
+@pytest.mark.parametrize(("more", "objective"), [([], "time"), (["--batch", 2], "token")])
+def test_run_minimises_seconds_per_token_unless_in_a_batch(folder, tmp_path, more, objective):
+    trace = tmp_path / "trace.jsonl"
+    assert nab(*arguments(folder, "run", "--limit", 1, "--trace", trace, *more)).exit_code == 0
+    found = read_trace(trace)
+    assert found.header["objective"] == objective
+    assert found.policies == ["normal-hedge argmax" if objective == "time" else "normal-hedge"]
+
+
 @pytest.mark.parametrize(
     "selector", ["normal-hedge", "hedge .93 argmax", "ucb1", "uniform", "fixed:lookup", "plain"]
 )
@@ -169,9 +179,9 @@ def assert_same_draws(one, other):
                 np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("more", [[], ["--objective", "length", "--evaluation", "corrected"]])
+@pytest.mark.parametrize("more", [["token"], ["length", "--evaluation", "corrected"]])
 def test_prompts_decoded_together_draw_the_same(folder, tmp_path, more):
-    more = ["--temperature", 1, "--dtype", "float64", *more]
+    more = ["--temperature", 1, "--dtype", "float64", "--objective", *more]
     _, one, *_ = answered(folder, tmp_path / "alone", *more)
     _, other, *_ = answered(folder, tmp_path / "together", *more, "--batch", 4)
     assert_same_draws(one, other)
@@ -179,7 +189,8 @@ def test_prompts_decoded_together_draw_the_same(folder, tmp_path, more):
 
 @pytest.mark.parametrize("selector", ["normal-hedge", "fixed:lookup"])
 def test_a_drafter_that_returns_nan_is_benched_in_a_batch_too(folder, tmp_path, selector):
-    more, drafters = ["--temperature", 1, "--dtype", "float64", "--selector", selector], "broken,lookup"
+    more = ["--temperature", 1, "--dtype", "float64", "--selector", selector, "--objective", "token"]
+    drafters = "broken,lookup"
     _, one, _, said = answered(folder, tmp_path / "alone", *more, drafters=drafters)
     _, other, _, also = answered(folder, tmp_path / "together", *more, "--batch", 3, drafters=drafters)
     assert_same_draws(one, other)
@@ -380,7 +391,10 @@ def test_a_run_repeats_with_its_seed(folder):
         (["--scheme", "chain:2"], "unknown scheme 'chain:2': choose"),
         (["--scheme", "static:"], "scheme 'static:': it needs whole numbers with '.' between them, got ''"),
         (["--scheme", "dynamic:4"], "it needs a width and a number of nodes, got 1 numbers"),
-        (["--evaluation", "corrected"], "corrected changes nothing under the token objective: give --obj"),
+        (
+            ["--evaluation", "corrected", "--objective", "token"],
+            "corrected changes nothing under the token objective: give --obj",
+        ),
         (["--scheme", "top:0"], "scheme 'top:0': k must be at least 1, got 0; choose for instance"),
         (["--scheme", "top:x"], "scheme 'top:x': it needs whole numbers with 'x' between them, got 'x'"),
         (["--scheme", "top:2x2x2x2x2"], "scheme 'top:2x2x2x2x2': it has 5 widths for 4 levels"),
