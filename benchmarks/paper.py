@@ -69,7 +69,7 @@ def policies(names: list[str]) -> Policies:
 
     def timed(seed: Any) -> Any:
         selector = Selector(nab.NormalHedge(), n, objective=costs, pick=argmax, rng=seed)
-        return Lazy(selector, every=8, above=0.2)
+        return Lazy(selector, every=8, above=0.2, span=16)
 
     return {
         PLAIN: partial(fixed, np.full(n, 1 / n)),

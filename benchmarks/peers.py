@@ -276,7 +276,9 @@ Policy = Callable[[int, int], Any]
 def timed(n: int, seed: int) -> Any:
     """The time objective as ``nab run`` has it, for drafts of 5 tokens."""
     objective, hedge = nab.Time(5), nab.NormalHedge()
-    return nab.Lazy(nab.Selector(hedge, n, objective=objective, pick=argmax, rng=seed), every=8, above=0.2)
+    return nab.Lazy(
+        nab.Selector(hedge, n, objective=objective, pick=argmax, rng=seed), every=8, above=0.2, span=16
+    )
 
 
 LEARNING: dict[str, Policy] = {

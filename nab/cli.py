@@ -34,7 +34,7 @@ COMPARED = ["normal-hedge", "hedge"]
 TIMED = ["normal-hedge", "normal-hedge argmax"]
 """Those of the time objective."""
 
-LAZY_EVERY, LAZY_ABOVE = 8, 0.2
+LAZY_EVERY, LAZY_ABOVE, LAZY_SPAN = 8, 0.2, 16
 """How seldom the time objective has drafters scored, since that is its largest cost: see docs/theory.md."""
 
 
@@ -136,7 +136,10 @@ class Options:
         every = self.lazy or (LAZY_EVERY if timed else 1)
         if every == 1 and not timed:
             return scored
-        return Lazy(scored, every=every, above=LAZY_ABOVE if timed else None, most=max(every, 128))
+        most = max(every, 128)
+        if timed:
+            return Lazy(scored, every=every, above=LAZY_ABOVE, most=most, span=LAZY_SPAN)
+        return Lazy(scored, every=every, most=most)
 
     def header(self, session: Session) -> dict[str, Any]:
         """What a reader of the results needs to know to repeat them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,52 +15,13 @@ from nab.decode import Evaluation, Round, decode, until
 from nab.losses import Length, Token, expected_rounds
 from nab.pool import Pool
 from nab.schemes import Levels, Scheme
-from nab.selector import Chooses, Spent, Wrapped
+from nab.selector import Chooses
 from nab.sim.regret import regret
 from nab.sim.replay import replay, round_lengths
 from nab.types import Floats, LanguageModel, Objective
 
 REPLAYS = 8
-_SETTLE_AFTER = 64  # positions whose target laws are held before they are scored
-
-
-class Audit(Wrapped):
-    """Wraps a selector so that every verified position gets scored, whether the selector asks or not.
-
-    What the selector does not ask for is scored in ``settle``, which the caller runs between rounds, outside
-    the clocks of ``decode``: it measures the run without being part of it.
-
-    Args:
-        selector: to be audited.
-        scores: where ``gamma`` and ``realised`` of the positions are added, in order.
-    """
-
-    def __init__(self, selector: Chooses, scores: list[tuple[Floats, Floats]]) -> None:
-        super().__init__(selector)
-        self._scores = scores
-        self._pending: Evaluation | None = None
-
-    def observe(
-        self, emitted: int, evaluate: Any, *, seconds: Spent | None = None
-    ) -> tuple[Floats, Floats] | None:
-        """Pass the round on; remember its scores, or that they are still to be had."""
-        scores = self._selector.observe(emitted, evaluate, seconds=seconds)
-        if scores is None:
-            self._pending = self._pending + evaluate if self._pending else evaluate
-            return None
-        unscored = emitted
-        if self._pending and len(scores[0]) > emitted:  # it waited, and has now asked for everything since
-            unscored += len(self._pending.tokens) - self._pending.start
-            self._pending = None
-        self.settle()
-        self._scores.append((scores[0][-unscored:], scores[1][-unscored:]))
-        return scores
-
-    def settle(self, at_least: int = 1) -> None:
-        """Score the positions nobody asked for, if there are ``at_least`` so many."""
-        if self._pending and len(self._pending.tokens) - self._pending.start >= at_least:
-            self._scores.append(self._pending())
-            self._pending = None
+_TOGETHER = 64  # positions that are scored at once when an answer has ended
 
 
 @dataclass
@@ -99,36 +60,53 @@ class Query:
         exact: bool = False,
     ) -> Generator[Round]:
         """Decode, keep every round and hand it on; see ``decode`` and ``until`` for the arguments."""
-        audit = Audit(selector, self.scored)
         pool = drafters if isinstance(drafters, Pool) else Pool(drafters)
         self.benched = pool.benched
         trees: dict[str, Any] = {"scheme": scheme, "exact": exact} if self.draft_len else {}
-        audited = audit if self.draft_len else selector
-        rounds = decode(target, pool, audited, prompt, draft_len=self.draft_len, rng=rng, **trees)
+        rounds = decode(target, pool, selector, prompt, draft_len=self.draft_len, rng=rng, **trees)
         try:
             for round_ in until(rounds, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens):
-                self.rounds.append(round_)
-                yield round_
-                audit.settle(_SETTLE_AFTER)
+                yield self.take(round_)
             self.finished = True
         finally:  # an interrupted answer is measured as far as it goes
-            audit.settle()
+            self.settle(target, pool, prompt, scheme, exact=exact)
 
-    def take(self, round_: Round) -> None:
-        """Keep the next round of an answer that is given together with others."""
+    def take(self, round_: Round) -> Round:
+        """Keep the next round, and give it as it is kept.
+
+        Without its scores, if positions before them have none: those are all left to ``settle``.
+        """
+        unscored = len(self.tokens) + len(round_.emitted) - len(self.scores()[0])
         if round_.gamma is not None and round_.realised is not None:
-            self.scored.append((round_.gamma, round_.realised))
+            if len(round_.gamma) == unscored:
+                self.scored.append((round_.gamma, round_.realised))
+            else:
+                round_ = replace(round_, gamma=None, realised=None)
         self.rounds.append(round_)
+        return round_
 
-    def settle(self, target: LanguageModel, pool: Pool, prompt: Sequence[int]) -> None:
-        """Score what no round of such an answer holds, a chain's, between rounds: as ``Audit`` does."""
+    def settle(
+        self,
+        target: LanguageModel,
+        pool: Pool,
+        prompt: Sequence[int],
+        scheme: Scheme | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
+        """Score all positions that no round holds, when the answer has ended, outside the clocks of rounds.
+
+        Earlier, it would do a part of what the selector is going to ask for. It takes one more reading of the
+        answer; arguments as for ``run``.
+        """
         if not self.draft_len:
             return
-        scheme, tokens = Levels([Chain()] * self.draft_len), (*prompt, *self.tokens)
-        for start in range(len(prompt) + len(self.scores()[0]), len(tokens), _SETTLE_AFTER):
-            text = tokens[: start + _SETTLE_AFTER]
+        scheme = Levels([Chain()] * self.draft_len) if scheme is None else scheme
+        tokens = (*prompt, *self.tokens)
+        for start in range(len(prompt) + len(self.scores()[0]), len(tokens), _TOGETHER):
+            text = tokens[: start + _TOGETHER]
             laws = partial(target.score, text[:-1], start)
-            self.scored.append(Evaluation(pool, scheme, text, start, (laws,), len(prompt))())
+            self.scored.append(Evaluation(pool, scheme, text, start, (laws,), len(prompt), exact)())
 
     @property
     def tokens(self) -> list[int]:

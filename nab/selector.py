@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -108,7 +111,7 @@ class Skips(Chooses, Protocol):
     def skip(self, emitted: int, *, seconds: Spent | None = None) -> None:
         """Take note of a finished round and choose again, by the law in force.
 
-        The next ``observe`` has to bring its positions too, before its own.
+        The next ``observe`` has to bring its positions too, before its own, or to leave the first of all out.
         """
 
 
@@ -157,6 +160,7 @@ class Selector:
         self._choose(None)
         # gamma, realised, played of positions not yet released
         self._pending: tuple[Any, ...] = *(np.empty((0, n)),) * 2, np.empty((0, len(self.law)))
+        self._skipped = 0  # positions since the last scores
 
     def _choose(self, before: Before | None) -> None:
         self.law = self.learner.probs(self.state)
@@ -187,10 +191,18 @@ class Selector:
                 ``(positions, depths, n)`` by depth; under the time objective, without ``seconds``.
         """
         self._note(seconds)
-        gamma, realised = evaluate()
+        gamma, realised = self._scored(emitted, evaluate)
         for loss, law in zip(*self._released(gamma, realised), strict=True):
             self.state = self.learner.update(self.state, loss, law)
         self._choose(Before(self._expert, self.law))
+        return gamma, realised
+
+    def _scored(self, emitted: int, evaluate: Evaluate) -> tuple[Floats, Floats]:
+        """Scores of the new positions; those that wait for what follows them go, if that was left out."""
+        gamma, realised = evaluate()
+        if len(gamma) < self._skipped + emitted:
+            self._pending = tuple(each[:0] for each in self._pending)
+        self._skipped = 0
         return gamma, realised
 
     def _released(self, gamma: Floats, realised: Floats) -> tuple[Floats, Floats]:
@@ -215,8 +227,9 @@ class Selector:
         return first, float(law[first])
 
     def skip(self, emitted: int, *, seconds: Spent | None = None) -> None:
-        """Choose again by the law in force; the next ``observe`` has to bring this round's positions too."""
+        """Choose again by the law in force; see ``Skips``."""
         self._note(seconds)
+        self._skipped += emitted
         self._choose(Before(self._expert, self.law))
 
     def state_dict(self) -> dict[str, Any]:
@@ -225,6 +238,7 @@ class Selector:
         return {
             "learner": _plain(self.state),
             "pending": [each.tolist() for each in self._pending],
+            "skipped": self._skipped,
             **_choice_dict(self._expert, self.law, self._rng),
             **timed,
         }
@@ -237,6 +251,7 @@ class Selector:
         """
         _check_size(saved, len(self.law))
         self.state = restored(self.state, saved["learner"])
+        self._skipped = saved["skipped"]
         empty = [each[:0] for each in self._pending]
         saved_pending = zip(saved["pending"], empty, strict=True)
         self._pending = tuple(np.array(each) if each else none for each, none in saved_pending)
@@ -399,14 +414,18 @@ class Lazy(Wrapped):
     The positions of the rounds between are scored then too, in one longer forward of each drafter. So the
     learner gets the losses that it would have got every round, in the same order and with the laws that were
     played, only later: with a delay of d rounds the regret bound of Hedge grows to ``sqrt((2 d + 1) T ln n /
-    2)`` (``nab.sim.bounds.hedge_delayed``). Between, each round draws anew from the law in force.
+    2)`` (``nab.sim.bounds.hedge_delayed``). Between, each round draws anew from the law in force. With a
+    ``span`` positions are left out, and no bound holds for what happened there; but however long one leads,
+    scoring costs no more than ``span`` positions each time.
 
     Args:
         selector: a fresh ``Selector``, or a ``Corrected`` around one.
         every: m, rounds from one scoring to the next, at least 1.
         above: in (0, 1]; None is never. While the same drafter has at least this weight, each wait is twice
             the last one; as soon as another leads, or none so clearly, waits are ``every`` rounds again.
-        most: rounds to wait at most, at least ``every``. The target's laws of so many rounds are held.
+        most: rounds to wait at most, at least ``every``.
+        span: of the positions that wait, the last ones are scored, at least so many, in whole rounds; those
+            before are left out for good. None leaves nothing out. What waits at most, with the target's laws.
 
     Raises:
         ValueError: on an argument outside its range, or a selector that cannot skip a round.
@@ -421,18 +440,26 @@ class Lazy(Wrapped):
     _selector: Skips
 
     def __init__(
-        self, selector: Skips, *, every: int = 1, above: float | None = None, most: int = 128
+        self,
+        selector: Skips,
+        *,
+        every: int = 1,
+        above: float | None = None,
+        most: int = 128,
+        span: int | None = None,
     ) -> None:
         whole("every", every, 1)
         whole("most", most, every)
+        if span is not None:
+            whole("span", span, 1)
         if above is not None:
             checked("above", above, high=1, closed=True)
         if not hasattr(selector, "skip"):
             raise ValueError(f"selector must be one that can skip rounds, got {type(selector).__name__}")
         super().__init__(selector)
-        self._every, self._above, self._most = every, above, most
+        self._every, self._above, self._most, self._span = every, above, most, span
         self._rounds, self._wait = 0, every  # since the last scoring, and to the next
-        self._pending: Any = None
+        self._waiting = deque[tuple[int, Any]]()  # positions of a round, and what scores them
         self._leader, _ = selector.leading
 
     def observe(
@@ -446,16 +473,21 @@ class Lazy(Wrapped):
             seconds: see ``Chooses``.
 
         Returns:
-            The scores of all rounds since the last ones, or None.
+            The scores of all rounds since the last ones, or of those that are not left out; or None.
         """
-        waiting = evaluate if self._pending is None else self._pending + evaluate
+        self._waiting.append((emitted, evaluate))
         self._rounds += 1
+        if self._span is not None:
+            positions = sum(length for length, _ in self._waiting)
+            while (positions := positions - self._waiting[0][0]) >= self._span:
+                self._waiting.popleft()
         if self._rounds < self._wait:
-            self._pending = waiting
             self._selector.skip(emitted, seconds=seconds)
             return None
+        waiting = reduce(add, (each for _, each in self._waiting))
         scores = self._selector.observe(emitted, waiting, seconds=seconds)
-        self._pending, self._rounds = None, 0
+        self._waiting.clear()
+        self._rounds = 0
         self._wait = self._next_wait(*self._selector.leading)
         return scores
 
@@ -516,9 +548,10 @@ class Corrected(Wrapped):
         deep = by_depth(as_floats(gamma), self.counts.shape[1])
         rounds = [*self._skipped, (self.choice, self.draft_len, emitted)]
         self._skipped = []
-        start = len(deep) - sum(length for *_, length in rounds)
+        start = len(deep) - sum(length for *_, length in rounds)  # below 0 where some were left out
         for choice, drafted, length in rounds:
-            self._count(choice, drafted, length, deep[start : start + length])
+            if start >= 0:
+                self._count(choice, drafted, length, deep[start : start + length])
             start += length
         scores = deep, by_depth(as_floats(realised), self.counts.shape[1])
         corrected = [(each * self.factors).clip(max=1) for each in scores]

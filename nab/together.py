@@ -38,7 +38,7 @@ def observe_together(
         if type(selector) is not Selector:
             scores.append(selector.observe(count, scored))
             continue
-        gamma, realised = scored()
+        gamma, realised = selector._scored(count, scored)
         scores.append((gamma, realised))
         asking.append(_Released(selector, *selector._released(gamma, realised)))
     for group in _alike(asking):

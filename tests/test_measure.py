@@ -1,4 +1,4 @@
-"""Audits score every position once, whoever asks and whenever; interrupted answers are measured too."""
+"""Every position is scored once, whoever asks and whenever; interrupted answers are measured too."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from test_decode import POOL, TARGET
 import nab
 from nab.decode import Evaluation
 from nab.losses import expected_rounds
-from nab.measure import Audit, Query, metrics
+from nab.measure import Query, metrics
 
 
 class Lazy:
@@ -34,9 +34,8 @@ SELECTORS = {
     "asks late": lambda: Lazy(forgetful=False),
     "asks sometimes": lambda: Lazy(forgetful=True),
     "lazy": lambda: nab.Lazy(nab.Selector(nab.NormalHedge(), 2, rng=0), every=5),
-    "lazy for longer than an audit waits": lambda: nab.Lazy(
-        nab.Selector(nab.NormalHedge(), 2, rng=0), every=70, most=70
-    ),
+    "lazy for long": lambda: nab.Lazy(nab.Selector(nab.NormalHedge(), 2, rng=0), every=70, most=70),
+    "leaves positions out": lambda: nab.Lazy(nab.Selector(nab.NormalHedge(), 2, rng=0), every=5, span=4),
 }
 
 
@@ -89,9 +88,3 @@ def test_plain_decoding_has_length_one_and_no_regret():
     assert found["mean_acceptance_length"] == 1
     assert found["draft_acceptance_rate"] is None
     assert found["regret"] == found["choice_share"] == {}
-
-
-def test_an_audit_passes_the_choice_on():
-    audit = Audit(nab.Constant([0.0, 1.0]), [])
-    assert audit.choice == 1
-    np.testing.assert_array_equal(audit.probs, [0.0, 1.0])

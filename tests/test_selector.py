@@ -1,6 +1,7 @@
 """Selectors release losses late and whole, remember what was played, and continue bit for bit."""
 
 import json
+from functools import partial
 from itertools import islice, pairwise
 
 import numpy as np
@@ -412,12 +413,56 @@ def test_a_lazy_selector_on_every_round_is_the_selector_itself():
 def test_a_lazy_selector_that_forgets_what_waits_would_be_caught():
     class Forgetful(nab.Lazy):
         def observe(self, emitted, evaluate, **spent):
-            self._pending = None
+            self._waiting.clear()
             return super().observe(emitted, evaluate, **spent)
 
     inner = nab.Selector(Recorder(), 3, rng=0)
     _, (gamma, _) = decoded(Forgetful(inner, every=2))
     assert len(inner.state) < len(gamma)
+
+
+@pytest.mark.parametrize("span", [1, 4, 7])
+@pytest.mark.parametrize("objective", [nab.Token(), nab.Length(3)])
+def test_a_lazy_selector_with_a_span_leaves_out_what_came_before(span, objective):
+    """The last rounds of each wait are scored, as few as have ``span`` positions; no gap in a window."""
+    inner = nab.Selector(Recorder(), 3, objective=objective, rng=0)
+    lazy = Noting(inner, every=5, span=span)
+    rounds, (gamma, realised) = decoded(lazy)
+    expected = []
+    for last in range(4, len(rounds), 5):
+        lengths = [len(round_.emitted) for round_ in rounds[last - 4 : last + 1]]
+        kept = next(k for k in range(1, 6) if k == 5 or sum(lengths[-k:]) >= span)
+        stop = sum(len(round_.emitted) for round_ in rounds[: last + 1])
+        start = stop - sum(lengths[-kept:])
+        np.testing.assert_array_equal(rounds[last].gamma, gamma[start:stop])
+        losses = objective(gamma[start:stop], realised[start:stop])
+        expected += [(each, lazy.played[start + t]) for t, each in enumerate(losses)]
+    assert len(expected) < len(gamma)
+    for (losses, law), right in zip(inner.state, expected, strict=True):
+        np.testing.assert_array_equal(losses, right[0])
+        np.testing.assert_array_equal(law, right[1])
+
+
+def test_windows_over_a_gap_would_be_caught(monkeypatch):
+    scored = lambda self, emitted, evaluate: evaluate()  # noqa: E731
+    monkeypatch.setattr(nab.Selector, "_scored", scored)
+    with pytest.raises((AssertionError, ValueError)):
+        test_a_lazy_selector_with_a_span_leaves_out_what_came_before(4, nab.Length(3))
+
+
+def test_what_waits_for_its_window_survives_saving_and_goes_at_a_gap():
+    """Restored between two scorings, a selector still knows what was skipped."""
+    gamma = np.array([[0.9, 0.4]])
+    make = partial(nab.Selector, Recorder2(), 2, objective=nab.Length(2), rng=0)
+    selector, other = make(), make()
+    selector.observe(1, lambda: (gamma, gamma))
+    selector.skip(3)
+    other.load_state_dict(json.loads(json.dumps(selector.state_dict())))
+    for each in (selector, other):
+        each.observe(1, lambda: (gamma, gamma))
+        assert each.state == ()  # one position behind the gap, and the one before it is gone
+        each.observe(1, lambda: (gamma, gamma))
+        assert len(each.state) == 1
 
 
 def test_between_scorings_the_choice_is_drawn_anew_from_the_law_in_force():
@@ -483,6 +528,7 @@ def test_corrections_of_a_lazy_selector_are_those_of_an_eager_one():
     [
         ({"every": 0}, "every must be a whole number, at least 1, got 0"),
         ({"every": 8, "most": 7}, "most must be a whole number, at least 8, got 7"),
+        ({"span": 0}, "span must be a whole number, at least 1, got 0"),
         ({"above": 0.0}, r"above must lie in \(0, 1\], got 0.0"),
     ],
 )

@@ -375,7 +375,7 @@ def elapsed(monkeypatch, acceptances, tokens, *, make, warming=5.0, seed=0):
 
 def lazily(n, objective=None):
     selector = nab.Selector(nab.NormalHedge(), n, objective=objective or Time(6), pick=argmax, rng=0)
-    return nab.Lazy(selector, every=8, above=0.2)
+    return nab.Lazy(selector, every=8, above=0.2, span=16)
 
 
 NOBODY = [0.05] * 5
