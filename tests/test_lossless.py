@@ -17,7 +17,7 @@ from test_schemes import SoftmaxOfCertain
 import nab
 from nab import sampling
 from nab.acceptance import Chain, MultiDraft, TopK, WithoutReplacement
-from nab.backends import torch as backend
+from nab.backends import chains
 from nab.backends.cache import Tree, TreeCache
 from nab.backends.drafters import Lookup, NGram
 from nab.backends.heads import Head
@@ -189,7 +189,7 @@ def shifted(*question):
     return rows[[0, *range(len(rows) - 1)]]
 
 
-def agreeing_with_the_node_before(draft, logits, honest=backend._agreed):
+def agreeing_with_the_node_before(draft, logits, honest=chains.agreed):
     return honest(draft, logits.roll(1, 1))
 
 
@@ -209,7 +209,7 @@ def keeps_the_first_branch(cache, place, found, honest=TreeCache._keep):
         (Tree, "positions", lambda tree, rows: torch.arange(rows.start, rows.stop), TREES),
         (TreeCache, "_keep", keeps_the_first_branch, TREES),
         (nab.decode.__globals__, "scored", shifted, TREES),
-        (backend, "_agreed", agreeing_with_the_node_before, ["chain of 4"]),
+        (chains, "agreed", agreeing_with_the_node_before, ["chain of 4"]),
     ],
     ids=[
         "siblings see each other",

@@ -16,9 +16,10 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from nab.backends.cache import Bands, Tree, TreeCache, additive
+from nab.backends.chains import chain
 from nab.backends.decoder import Decoder, Matrix, Parts, share
 from nab.backends.rows import UNKNOWN, Drafted
-from nab.backends.torch import CausalLM, Warper, chain
+from nab.backends.torch import CausalLM, Warper
 from nab.sampling import placed
 
 if TYPE_CHECKING:
