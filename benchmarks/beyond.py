@@ -44,7 +44,7 @@ from nab.backends.stack import stacked
 from nab.backends.torch import CausalLM
 from nab.decode import Evaluation, Round, decode
 from nab.experiment import FIXED
-from nab.measure import Audit, Query, metrics
+from nab.measure import Query, metrics
 from nab.pool import Pool
 from nab.prompts import Prompt
 from nab.schemes import Levels
@@ -54,9 +54,6 @@ from nab.sim.trace import TraceWriter
 TARGET = "tiny"
 PER_DOMAIN = 6
 TOKENS = 256
-SETTLE_AFTER = 64
-"""Positions that wait to be scored where the selector does not ask."""
-
 VARIANTS = {
     "as seen": "{}",
     "request behind": "{}\n\nPlease explain this to a friend in simple words.",
@@ -125,14 +122,13 @@ def segment(
     made: Session, query: Query, text: Sequence[int], selector: Chooses, rng: np.random.Generator
 ) -> Generator[Round]:
     """Fill a query with whole rounds until it has the session's number of tokens, whatever they are."""
-    audit, drafters = Audit(selector, query.scored), Pool(list(made.drafters.values()))
-    for round_ in decode(made.model, drafters, audit, text, draft_len=DRAFT_LEN, rng=rng):
-        query.rounds.append(round_)
+    drafters = Pool(list(made.drafters.values()))
+    for round_ in decode(made.model, drafters, selector, text, draft_len=DRAFT_LEN, rng=rng):
+        query.take(round_)
         yield round_
-        audit.settle(SETTLE_AFTER)
         if len(query.tokens) >= made.max_new_tokens:
             break
-    audit.settle()
+    query.settle(made.model, drafters, text)
     query.finished = True
     if drafters.benched:
         raise ValueError(f"a drafter failed: {drafters.benched}")

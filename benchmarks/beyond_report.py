@@ -75,7 +75,7 @@ def regrets(curves: Mapping[str, Floats], n: int) -> str:
 
 def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> None:
     """MAT over that of the best drafter of the query, by policy and number of changes."""
-    figure = Figure(figsize=(4.6 * len(cells), 3.8), layout="constrained")
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     for axes, (title, studies) in zip(
         figure.subplots(1, len(cells), squeeze=False, sharey=True)[0], cells.items(), strict=True
     ):
@@ -100,7 +100,7 @@ def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> N
 
 def regret_picture(cells: Mapping[str, Mapping[str, Floats]], n: int, path: Path) -> None:
     """Mean regret against tokens."""
-    figure = Figure(figsize=(4.6 * len(cells), 3.6), layout="constrained")
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
     for axes, (title, curves) in zip(
         figure.subplots(1, len(cells), squeeze=False, sharey=True)[0], cells.items(), strict=True
     ):
@@ -167,6 +167,7 @@ def router_picture(cells: Mapping[str, Mapping[str, Study]], routes: dict[str, A
                 error_kw={"lw": 0.8},
             )  # fmt: skip
         axes.axvline(1, color="#1f5fa8", lw=1.2)
+        axes.set_xlim(0.5, None)
         axes.set_title(f"MAT / normal-hedge, {title}", fontsize=9)
     grid[0].set_yticks(places + width / 2, variants)
     grid[0].invert_yaxis()
