@@ -16,37 +16,24 @@ of plain decoding; a difference is computed again in a higher precision and coun
 
 import argparse
 import json
-import multiprocessing
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import paper_report
-import torch
-from rich.console import Console
-from rich.progress import Progress
-from timing import commit
+import recording
+from recording import DRAFT_LEN, Policies, fixed, prompts_of, session
 
 import nab
-from nab import prompts, replays
-from nab.backends import pool, pretrained
-from nab.backends.session import Session
-from nab.backends.torch import Warper
+from nab import replays
 from nab.experiment import FIXED, PLAIN, Experiment
 from nab.losses import Length, Time, Token
 from nab.prompts import Prompt
-from nab.selector import Constant, Lazy, Selector, argmax
-from nab.sim.trace import TraceWriter, environment
+from nab.selector import Lazy, Selector, argmax
+from nab.sim.trace import TraceWriter
 
-DRAFT_LEN = 4
 PER_DOMAIN = 20
-OPENING = 300
-"""Characters of an opening."""
 
 LEARNED = {
     "ucb-spec": "ucb-spec",
@@ -57,8 +44,6 @@ LEARNED = {
     "follow-the-leader": "follow-the-leader",
 }
 """Policies under the token objective, by their names in ``nab replay``."""
-
-Policies = dict[str, Callable[[Any], Any]]
 
 
 def policies(names: list[str]) -> Policies:
@@ -81,11 +66,6 @@ def policies(names: list[str]) -> Policies:
     }
 
 
-def fixed(law: np.ndarray, seed: Any) -> Constant:
-    """The same law always."""
-    return Constant(law, rng=seed)
-
-
 class Unit(NamedTuple):
     """A prompt to be answered under all policies, and where its trace goes."""
 
@@ -96,48 +76,6 @@ class Unit(NamedTuple):
     prompt: Prompt
 
 
-def openings(folder: Path, count: int) -> Iterator[str]:
-    """Text from inside held-out documents, in turn from each that is long enough; see scripts/openings.py."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
-    texts = [text for text in texts if len(text) > 8 * OPENING]
-    for k in range(count):
-        text, times = texts[k % len(texts)], -(-count // len(texts))
-        place = len(text) * (1 + k // len(texts)) // (1 + times)
-        start = max(text.rfind("\n", 0, place), text.rfind(" ", 0, place)) + 1
-        yield text[start : start + OPENING].strip()
-
-
-def prompts_of(corpora: Path, target: str, domain: str, count: int) -> list[Prompt]:
-    """Held-out prompts of a domain.
-
-    Raises:
-        ValueError: if there are fewer.
-    """
-    folder = corpora / domain
-    if target == "tiny":
-        found = [Prompt(text, domain) for text in openings(folder / "heldout", count)]
-    else:
-        file = folder / "requests" / "heldout.txt"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        shipped = [each for each in prompts.read(prompts.SHIPPED) if each.domain == domain]
-        found = [*(Prompt(line, domain) for line in lines), *shipped][:count]
-    if len(found) < count:
-        raise ValueError(f"{domain} has {len(found)} held-out prompts, {count} are asked for")
-    return found
-
-
-@cache
-def session(target: str, temperature: float, tokens: int, device: str) -> Session:
-    """Target and its default pool, once in a process."""
-    torch.set_num_threads(1)
-    loaded = pretrained.load(Path("tiny") if target == "tiny" else None, dtype="float32", device=device)
-    names = pool.default(loaded) if target == "tiny" else HEADS
-    return Session(loaded, names, Warper(temperature), DRAFT_LEN, tokens)
-
-
-HEADS = ["lookup", "generalist", "c", "english", "javascript", "json", "legal", "mathematics", "python"]
-
-
 def answer(target: str, device: str, wanted: list[str] | None, unit: Unit) -> None:
     """Record a unit."""
     made = session(target, unit.temperature, unit.tokens, device)
@@ -145,22 +83,7 @@ def answer(target: str, device: str, wanted: list[str] | None, unit: Unit) -> No
     chosen = {name: every[name] for name in wanted or every}
     part = unit.path.with_suffix(".part")
     experiment = Experiment(made, [unit.prompt], chosen, unit.number)
-    header = {
-        "version": nab.__version__,
-        **environment(),
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "device": device,
-        "target": made.target.name,
-        "drafters": made.names,
-        "dtype": "float32",
-        "draft_len": DRAFT_LEN,
-        "temperature": unit.temperature,
-        "max_new_tokens": unit.tokens,
-        "seed": unit.number,
-        "prompt": unit.prompt.text,
-    }
+    header = recording.header(made, unit.number, max_new_tokens=unit.tokens, prompt=unit.prompt.text)
     with TraceWriter(part, header) as trace:
         experiment.execute(lambda label, query, rounds: [*rounds], trace)
     if unit.temperature == 0 and PLAIN in chosen:
@@ -176,11 +99,6 @@ def answer(target: str, device: str, wanted: list[str] | None, unit: Unit) -> No
 def _policies(target: str, temperature: float, tokens: int, device: str) -> Policies:
     """Once in a process, so that what the time objective knows of costs outlives a query."""
     return policies(session(target, temperature, tokens, device).names)
-
-
-def _ready() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(1)
 
 
 def record(options: argparse.Namespace) -> None:
@@ -202,23 +120,8 @@ def record(options: argparse.Namespace) -> None:
         for domain in domains
         for prompt in prompts_of(options.corpora, options.target, domain, options.per_domain)[k : k + 1]
     ]
-    left = [unit for unit in units if not unit.path.exists()]
     work = partial(answer, options.target, options.device, options.policies)
-    context = multiprocessing.get_context("spawn")
-    with (
-        Progress(console=Console(stderr=True)) as progress,
-        ProcessPoolExecutor(options.jobs, context, _ready) as workers,
-    ):
-        task = progress.add_task("answering", total=len(units), completed=len(units) - len(left))
-        try:
-            for done in as_completed([workers.submit(work, unit) for unit in left]):
-                done.result()
-                progress.advance(task)
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    recording.work_through(units, work, options.jobs)
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
@@ -227,18 +130,18 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    recording = commands.add_parser("record", help="answer prompts under every policy")
-    recording.add_argument("corpora", type=Path)
-    recording.add_argument("--target", choices=["tiny", "smollm2"], default="tiny")
-    recording.add_argument("--out", type=Path, required=True)
-    recording.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
-    recording.add_argument("--tokens", type=int, nargs="+", default=[256])
-    recording.add_argument("--per-domain", type=int, default=PER_DOMAIN)
-    recording.add_argument("--domains", nargs="+", help="default: all that have experts")
-    recording.add_argument("--policies", nargs="+", help="default: all")
-    recording.add_argument("--device", default="cpu")
-    recording.add_argument("--jobs", type=int, default=1)
-    recording.set_defaults(command=record)
+    recorder = commands.add_parser("record", help="answer prompts under every policy")
+    recorder.add_argument("corpora", type=Path)
+    recorder.add_argument("--target", choices=["tiny", "smollm2"], default="tiny")
+    recorder.add_argument("--out", type=Path, required=True)
+    recorder.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
+    recorder.add_argument("--tokens", type=int, nargs="+", default=[256])
+    recorder.add_argument("--per-domain", type=int, default=PER_DOMAIN)
+    recorder.add_argument("--domains", nargs="+", help="default: all that have experts")
+    recorder.add_argument("--policies", nargs="+", help="default: all")
+    recorder.add_argument("--device", default="cpu")
+    recorder.add_argument("--jobs", type=int, default=1)
+    recorder.set_defaults(command=record)
     reporting = commands.add_parser("report", help="tables and picture of what is there")
     reporting.add_argument("out", type=Path)
     reporting.add_argument("--seed", type=int, default=0, help="of the bootstrap and the replays")
@@ -247,10 +150,4 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        chosen = parsed()
-        chosen.command(chosen)
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on") from None
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {' '.join(str(problem).split())}") from None
+    recording.run(parsed)

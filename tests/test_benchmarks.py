@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from rich.progress import Progress
 from scipy.stats import chisquare
 
 import nab
 from nab.backends.torch import early_exit
+from nab.losses import expected_rounds
+from nab.sim.trace import read_trace
 
 FOLDER = str(Path(nab.__file__).parents[1] / "benchmarks")
 sys.path.append(FOLDER)
 decode, gpu, peers, soak, timing = map(importlib.import_module, ["decode", "gpu", "peers", "soak", "timing"])
+beyond, paper, studies = map(importlib.import_module, ["beyond", "paper", "beyond_studies"])
 sys.path.remove(FOLDER)
 
 SHAPE = {
@@ -307,3 +311,135 @@ def test_bytes_read_by_a_forward():
     tied = peers.random_llama({**shape, "tie_word_embeddings": True}, 1.0, torch.float32, "cpu")
     assert gpu.read_bytes(untied) == gpu.read_bytes(tied)  # one embedding is read as the output matrix
     assert gpu.read_bytes(tied) == 4 * sum(w.numel() for w in tied.parameters())
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """Does what a command line says; its workers find the benchmarks, as they do where one is run."""
+    root = tmp_path_factory.mktemp("corpora")
+    tiny.corpora(root, {"c": "{};= \n", "english": "abcd efgh", "german": "xyz ü"}, 3000)
+
+    def done(module, *words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(FOLDER)
+            patch.setattr(beyond, "TESTED_ON", 2)
+            options = module.parsed([str(root) if word == "CORPORA" else str(word) for word in words])
+            options.command(options)
+
+    return done
+
+
+SMALL = ("--per-domain", 1, "--temperature", 0)
+
+
+@pytest.fixture(scope="module")
+def recorded(asked, tmp_path_factory):
+    """What beyond.py records of three domains."""
+    out = tmp_path_factory.mktemp("beyond")
+    words = ("record", "CORPORA", "--out", out, *SMALL, "--tokens", 12, "--trained-on", 2)
+    asked(beyond, *words)
+    return words, out
+
+
+def written(path):
+    """What a trace holds but for the times."""
+    trace = read_trace(path)
+    return [
+        (query.number, query.policy, query.tokens, [round_.choice for round_ in query.rounds])
+        for query in trace.queries
+    ]
+
+
+def test_a_stopped_recording_goes_on_and_is_the_same(asked, recorded):
+    words, out = recorded
+    lost, *kept = sorted(out.rglob("*.jsonl"))
+    assert {path.parent.name for path in (lost, *kept)} >= {"stationary", "unseen", "once", "thrice"}
+    before, times = written(lost), [path.stat().st_mtime_ns for path in kept]
+    lost.rename(lost.with_suffix(".part"))
+    asked(beyond, *words)
+    assert written(lost) == before
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    assert not list(out.rglob("*.part"))
+
+
+def test_a_query_changes_domain_under_one_selector(recorded):
+    trace = read_trace(recorded[1] / "T0" / "thrice" / "english-00.jsonl")
+    assert trace.policies == list(studies.PLAYED)
+    for policy in trace.policies:
+        parts = [query for query in trace.queries if query.policy == policy]
+        assert [query.domain for query in parts] == ["english", "c"] * 2
+        ends = [query.rounds[0].start + len(query.tokens) for query in parts]
+        assert all(query.rounds[0].start > end for query, end in zip(parts[1:], ends, strict=False))
+        assert all(4 <= len(query.tokens) <= 4 + 4 for query in parts)
+    laws = [query.rounds[0].probs for query in trace.queries if query.policy == "normal-hedge"]
+    assert np.ptp(laws[0]) == 0 < np.ptp(laws[1])  # it goes on with what it has learnt
+
+
+def test_beyond_reports_what_was_recorded(asked, recorded, capsys):
+    out = recorded[1]
+    asked(beyond, "report", out, "--jobs", 1)
+    printed, found = capsys.readouterr().out, json.loads((out / "beyond.json").read_text())
+    part = found["temperature 0"]
+    assert part["refed"]["different"] == []
+    assert f"{part['refed']['answers']} had the recorded laws" in printed
+    assert {path.name for path in out.glob("*.png")} == {
+        "drafters.png", "regret.png", "router.png", "switching.png"
+    }  # fmt: skip
+    record = studies.read(out / "T0" / "stationary" / "c-00.jsonl", "stationary")
+    ((_, realised),) = record.scores
+    assert record.weak[1].shape == (len(realised), studies.MADE_WEAK)
+    alone = expected_rounds(realised, 4)
+    assert np.array_equal(record.answers["normal-hedge"].alone, alone[None])
+    assert set(part["sizes"]["weak drafters added"]["normal-hedge"]) == set(map(str, studies.SIZES))
+    assert set(part["warm"]["one domain"]) == set(studies.WARM)
+
+
+@pytest.mark.parametrize("field", ["probs", "choice", "gamma"])
+def test_a_trace_with_other_numbers_is_not_fed_again(recorded, tmp_path, field):
+    lines = (recorded[1] / "T0" / "once" / "c-00.jsonl").read_text().splitlines()
+    at = next(k for k, line in enumerate(lines) if '"kind": "round"' in line)  # of normal-hedge
+    round_ = json.loads(lines[at])
+    if field == "choice":
+        round_["choice"] = (round_["choice"] + 1) % 9
+    elif field == "probs":
+        round_["probs"] = [*round_["probs"][1:], round_["probs"][0] + 1e-9]
+    else:
+        round_["gamma"] = (1 - np.array(round_["gamma"])).tolist()
+    lines[at] = json.dumps(round_)
+    file = tmp_path / "c-00.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    answers = studies.read(file, "once").answers
+    assert [name for name, answer in answers.items() if not answer.same] == ["normal-hedge"]
+
+
+def test_a_carried_selector_is_not_a_reset_one():
+    rng = np.random.default_rng(0)
+    gamma = np.clip(rng.random((60, 3)) + np.array([0.5, 0.0, -0.3]), 0, 1)
+    text = (gamma, gamma)
+    alone, stream = (studies.played("normal-hedge", [text] * k, (0, 0)) for k in (1, 2))
+    assert alone.rounds[0] == stream.rounds[0]  # the same uniforms
+    assert np.array_equal(alone.lost, stream.lost[:60])
+    assert stream.lost[60:].sum() < alone.lost.sum()
+    fixed = studies.played("uniform", [text], (0, 0))
+    assert np.allclose(fixed.lost, (1 - gamma).mean(1), rtol=0, atol=1e-15)
+
+
+def test_the_paper_is_recorded_and_reported(asked, tmp_path, capsys):
+    out = tmp_path / "paper"
+    asked(paper, "record", "CORPORA", "--out", out, *SMALL, "--tokens", 8, "--domains", "c", "english")
+    asked(paper, "report", out)
+    found = json.loads((out / "T0-8.json").read_text())
+    assert found["refed"] == {"answers": 6, "different": 0}
+    assert found["partings"] == []
+    assert found["mat"]["plain"]["mean"] == 1
+    assert "HedgeSpec / generalist" in capsys.readouterr().out
+    assert (out / "T0-8.png").exists()
+
+
+def test_too_few_prompts_are_named(asked, tmp_path):
+    with pytest.raises(ValueError, match="french has 0 held-out prompts, 1 are asked for"):
+        asked(paper, "record", "CORPORA", "--out", tmp_path, *SMALL, "--domains", "french")
+    with pytest.raises(ValueError, match="two at least that have drafters, got c"):
+        asked(beyond, "record", "CORPORA", "--out", tmp_path, *SMALL, "--domains", "c")
+    with pytest.raises(ValueError, match="holds no traces"):
+        asked(beyond, "report", tmp_path)

@@ -1,0 +1,134 @@
+"""What benchmarks that record traces share: held-out prompts, models, headers, work unit by unit."""
+
+import argparse
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from timing import commit
+
+import nab
+from nab import prompts
+from nab.backends import pool, pretrained
+from nab.backends.session import Session
+from nab.backends.torch import Warper
+from nab.prompts import Prompt
+from nab.selector import Constant
+from nab.sim.trace import environment
+
+DRAFT_LEN = 4
+OPENING = 300
+"""Characters of an opening."""
+
+HEADS = ["lookup", "generalist", "c", "english", "javascript", "json", "legal", "mathematics", "python"]
+
+Policies = dict[str, Callable[[Any], Any]]
+"""Fresh selectors by seed, by the policy's name."""
+
+
+def fixed(law: np.ndarray, seed: Any) -> Constant:
+    """The same law always."""
+    return Constant(law, rng=seed)
+
+
+def openings(folder: Path, count: int) -> Iterator[str]:
+    """Text from inside documents, in turn from each that is long enough; see scripts/openings.py."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
+    texts = [text for text in texts if len(text) > 8 * OPENING]
+    for k in range(count if texts else 0):
+        text, times = texts[k % len(texts)], -(-count // len(texts))
+        place = len(text) * (1 + k // len(texts)) // (1 + times)
+        start = max(text.rfind("\n", 0, place), text.rfind(" ", 0, place)) + 1
+        yield text[start : start + OPENING].strip()
+
+
+def prompts_of(corpora: Path, target: str, domain: str, count: int) -> list[Prompt]:
+    """Held-out prompts of a domain.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    folder = corpora / domain
+    if target == "tiny":
+        found = [Prompt(text, domain) for text in openings(folder / "heldout", count)]
+    else:
+        file = folder / "requests" / "heldout.txt"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        shipped = [each for each in prompts.read(prompts.SHIPPED) if each.domain == domain]
+        found = [*(Prompt(line, domain) for line in lines), *shipped][:count]
+    if len(found) < count:
+        raise ValueError(f"{domain} has {len(found)} held-out prompts, {count} are asked for")
+    return found
+
+
+@cache
+def session(target: str, temperature: float, tokens: int, device: str) -> Session:
+    """Target and its default pool, once in a process."""
+    torch.set_num_threads(1)
+    loaded = pretrained.load(Path("tiny") if target == "tiny" else None, dtype="float32", device=device)
+    names = pool.default(loaded) if target == "tiny" else HEADS
+    return Session(loaded, names, Warper(temperature), DRAFT_LEN, tokens)
+
+
+def header(made: Session, seed: int, **more: Any) -> dict[str, Any]:
+    """What a trace says of itself first."""
+    return {
+        "version": nab.__version__,
+        **environment(),
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "device": str(made.model.device),
+        "target": made.target.name,
+        "drafters": made.names,
+        "dtype": "float32",
+        "draft_len": DRAFT_LEN,
+        "temperature": made.warper.temperature,
+        "seed": seed,
+        **more,
+    }
+
+
+def _ready() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+
+
+def work_through(units: Sequence[Any], work: Callable[[Any], None], jobs: int) -> None:
+    """Have processes do all units whose ``path`` is not there yet; the work writes it as its last act."""
+    left = [unit for unit in units if not unit.path.exists()]
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress(console=Console(stderr=True)) as progress,
+        ProcessPoolExecutor(jobs, context, _ready) as workers,
+    ):
+        task = progress.add_task("answering", total=len(units), completed=len(units) - len(left))
+        try:
+            for done in as_completed([workers.submit(work, unit) for unit in left]):
+                done.result()
+                progress.advance(task)
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def run(parsed: Callable[[], argparse.Namespace]) -> None:
+    """Do what the command line says; errors are one line."""
+    try:
+        chosen = parsed()
+        chosen.command(chosen)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on") from None
+    except (OSError, ValueError) as problem:
+        raise SystemExit(f"error: {' '.join(str(problem).split())}") from None
