@@ -4,10 +4,11 @@
     python benchmarks/paper.py record out/corpora --target tiny --out out/paper-tiny --jobs 2
     python benchmarks/paper.py report out/paper-tiny
 
-`record` answers held-out prompts under each policy in turn, prompt by prompt, and writes one trace for each
-temperature, length of answers, domain and prompt: OUT/CELL/DOMAIN-NN.jsonl, a cell being `T0.8-256`. Traces
-that are there are not made again, so a stopped run goes on with the same command; one that was being written
-is begun anew. `report` reads them and writes one JSON and one picture per cell and the tables OUT/paper.md.
+`record` answers held-out prompts under each policy in turn, prompt by prompt. For each temperature, length of
+answers, domain and prompt it writes a trace, OUT/CELL/DOMAIN-NN.jsonl, a cell being `T0.8-256`, and a summary
+beside it, .json, for which every policy of `nab replay` was replayed on the text of normal-hedge. What has a
+summary is not made again, so a stopped run goes on with the same command. `report` reads the summaries there
+are and writes one JSON and one picture per cell and the tables OUT/paper.md.
 
 Prompts: for the tiny target openings of held-out documents, for SmolLM2 held-out requests, then shipped ones.
 Prompt k has seed k: every policy meets the same uniforms. At temperature 0 every text is compared with that
@@ -67,7 +68,7 @@ def policies(names: list[str]) -> Policies:
 
 
 class Unit(NamedTuple):
-    """A prompt to be answered under all policies, and where its trace goes."""
+    """A prompt to be answered under all policies, and where its summary goes, beside its trace."""
 
     path: Path
     temperature: float
@@ -81,17 +82,16 @@ def answer(target: str, device: str, wanted: list[str] | None, unit: Unit) -> No
     made = session(target, unit.temperature, unit.tokens, device)
     every = _policies(target, unit.temperature, unit.tokens, device)
     chosen = {name: every[name] for name in wanted or every}
-    part = unit.path.with_suffix(".part")
+    trace, part = (unit.path.with_suffix(suffix) for suffix in (".jsonl", ".part"))
     experiment = Experiment(made, [unit.prompt], chosen, unit.number)
     header = recording.header(made, unit.number, max_new_tokens=unit.tokens, prompt=unit.prompt.text)
-    with TraceWriter(part, header) as trace:
-        experiment.execute(lambda label, query, rounds: [*rounds], trace)
-    if unit.temperature == 0 and PLAIN in chosen:
-        partings = [
-            {"policy": name, **parting._asdict(), "is_rounding": parting.is_rounding}
-            for name, _, parting in experiment.divergences()
-        ]
-        unit.path.with_suffix(".partings.json").write_text(json.dumps(partings))
+    with TraceWriter(trace, header) as writer:
+        experiment.execute(lambda label, query, rounds: [*rounds], writer)
+    partings = [
+        {"policy": name, **parting._asdict(), "is_rounding": parting.is_rounding}
+        for name, _, parting in (experiment.divergences() if unit.temperature == 0 else [])
+    ]
+    part.write_text(json.dumps(paper_report.summed(trace, partings)))
     part.replace(unit.path)
 
 
@@ -106,17 +106,20 @@ def record(options: argparse.Namespace) -> None:
     domains = options.domains or sorted(
         path.name for path in options.corpora.iterdir() if (path / "requests" / "heldout.txt").exists()
     )
+    for needed in (PLAIN, paper_report.HEDGE):
+        if options.policies and needed not in options.policies:
+            raise ValueError(f"--policies must have {needed}, got {' '.join(options.policies)}")
     units = [
         Unit(
-            options.out / f"T{temperature:g}-{tokens}" / f"{domain}-{k:02d}.jsonl",
+            options.out / f"T{temperature:g}-{tokens}" / f"{domain}-{k:02d}.json",
             temperature,
             tokens,
             k,
             prompt,
         )
+        for k in range(options.per_domain)
         for tokens in options.tokens
         for temperature in options.temperature
-        for k in range(options.per_domain)
         for domain in domains
         for prompt in prompts_of(options.corpora, options.target, domain, options.per_domain)[k : k + 1]
     ]

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 
 from nab import replays
 from nab.experiment import FIXED, PLAIN
 from nab.losses import Token, expected_rounds
-from nab.sim.trace import Trace, TracedQuery, read_trace
+from nab.sim.trace import TracedQuery, read_trace
 from nab.types import Floats
 
 HEDGE = "normal-hedge"
@@ -21,7 +20,8 @@ HEDGE = "normal-hedge"
 TRACKING = "hedge .93 argmax"
 BANDITS = ("ucb-spec", "exp3-spec")
 RESAMPLED = 4000
-REPLAYS = 8
+REPLAYS = 2
+"""Of each text; the mean over prompts does the rest."""
 
 
 class Cell(NamedTuple):
@@ -67,54 +67,45 @@ def refed(query: TracedQuery, drafters: int, draft_len: int) -> bool:
     return True
 
 
-def _summed(path: Path, seed: int) -> dict[str, Any]:
-    """What a trace adds to a cell."""
+def summed(path: Path, partings: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a trace adds to a cell, as plain JSON types.
+
+    Args:
+        path: of one prompt under every policy, ``HEDGE`` among them.
+        partings: greedy texts that are not the plain one's.
+    """
     trace = read_trace(path)
     if trace.broken_off:
         raise ValueError(trace.broken_off)
-    n, draft_len = len(trace.drafters), trace.draft_len
     full = (HEDGE, TRACKING, "follow-the-leader")
-    fed = [refed(query, n, draft_len) for query in trace.queries if query.policy in full]
-    for query in trace.queries:
-        assert query.metrics is not None
-        if query.metrics["num_spec_steps"] != len(query.rounds):
-            raise ValueError(f"{path}: {query.policy} has {len(query.rounds)} rounds, not those it reports")
+    fed = [
+        refed(query, len(trace.drafters), trace.draft_len) for query in trace.queries if query.policy in full
+    ]
+    (query,) = (query for query in trace.queries if query.policy == HEDGE)
+    seed = trace.header["seed"]
+    texts = replays.texts([trace], HEDGE)
+    (rows,) = replays.replayed(texts, trace.draft_len, Token(), replays=REPLAYS, seed=seed)
     return {
         "header": trace.header,
-        "domain": trace.queries[0].domain,
+        "domain": query.domain,
         "answers": {
-            query.policy: (
+            query.policy: [
                 len(query.tokens),
                 len(query.rounds),
-                np.sum([round_.seconds for round_ in query.rounds], 0),
-            )
+                np.sum([round_.seconds for round_ in query.rounds], 0).tolist(),
+            ]
             for query in trace.queries
         },
-        "alone": _alone(trace),
-        "replayed": _replayed(trace, seed),
-        "fed": (len(fed), fed.count(False)),
+        "alone": expected_rounds(query.realised, trace.draft_len).tolist(),
+        "replayed": {row.policy: row.rounds for row in rows},
+        "fed": [len(fed), fed.count(False)],
+        "partings": partings,
     }
 
 
-def _alone(trace: Trace) -> Floats:
-    (query,) = (query for query in trace.queries if query.policy == HEDGE)
-    return expected_rounds(query.realised, trace.draft_len)
-
-
-def _replayed(trace: Trace, seed: int) -> dict[str, float]:
-    texts = replays.texts([trace], HEDGE)
-    (rows,) = replays.replayed(texts, trace.draft_len, Token(), replays=REPLAYS, seed=seed)
-    return {row.policy: row.rounds for row in rows}
-
-
-def cell(folder: Path, seed: int, jobs: int = 2) -> Cell:
-    """All traces of a folder; every domain needs the same prompts under the same policies.
-
-    Raises:
-        ValueError: naming what is missing.
-    """
-    paths = sorted(folder.glob("*.jsonl"))
-    found = Parallel(jobs)(delayed(_summed)(path, seed) for path in paths)
+def cell(folder: Path) -> Cell:
+    """All summaries of a folder: of each domain as many prompts as all have."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     by_domain: dict[str, list[Any]] = {}
     for each in found:
         by_domain.setdefault(each["domain"], []).append(each)
@@ -124,7 +115,6 @@ def cell(folder: Path, seed: int, jobs: int = 2) -> Cell:
     def laid_out(of: Callable[[Any], Any]) -> Floats:
         return np.array([[of(each) for each in rows[:whole]] for rows in by_domain.values()], float)
 
-    partings = [json.loads(path.read_text()) for path in sorted(folder.glob("*.partings.json"))]
     return Cell(
         found[0]["header"],
         list(by_domain),
@@ -135,7 +125,7 @@ def cell(folder: Path, seed: int, jobs: int = 2) -> Cell:
         ),
         laid_out(lambda each: each["alone"]),
         {name: laid_out(lambda each, name=name: each["replayed"][name]) for name in found[0]["replayed"]},
-        [parting for each in partings for parting in each],
+        [parting for each in found for parting in each["partings"]],
         tuple(np.sum([each["fed"] for each in found], 0).tolist()),
     )
 
@@ -353,13 +343,13 @@ def picture(f: Figures, path: Path, title: str) -> None:
 
 def report(out: Path, seed: int) -> None:
     """Write JSON, tables and pictures of every cell in a folder."""
-    folders = sorted(path for path in out.iterdir() if path.is_dir() and any(path.glob("*.jsonl")))
+    folders = sorted(path for path in out.iterdir() if path.is_dir() and any(path.glob("*.json")))
     if not folders:
-        raise ValueError(f"{out} holds no traces: paper.py record writes them")
+        raise ValueError(f"{out} holds no answers: paper.py record writes them")
     parts = []
     for folder in folders:
-        found = Figures(cell(folder, seed), seed)
-        folder.with_suffix(".json").write_text(json.dumps(as_json(found), indent=1))
+        found = Figures(cell(folder), seed)
+        (out / f"{folder.name}.json").write_text(json.dumps(as_json(found), indent=1))
         about = found.cell.about
         title = f"{about['target']}, temperature {about['temperature']:g}, {about['max_new_tokens']} tokens"
         picture(found, out / f"{folder.name}.png", title)
