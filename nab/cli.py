@@ -278,7 +278,7 @@ def run(options: Options, selector: str | None, batch: int) -> None:
             if options.as_json:
                 print(json.dumps(experiment.results(selector), ensure_ascii=False))
             if options.plot:
-                plots.weights_and_regret(queries, options.plot, title)
+                plots.answers(queries, options.plot, title, timed=options.objective == "time")
 
 
 def _check_batch(options: Options, batch: int) -> None:

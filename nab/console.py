@@ -261,9 +261,10 @@ def _table(left: Sequence[str], right: Sequence[str]) -> Table:
 
 
 def _chosen(found: Mapping[str, Any]) -> str:
-    """Shares of rounds, largest first."""
-    shares = sorted(found["choice_share"].items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {share:.0%}" for name, share in shares if share)
+    """Shares of rounds by who drafted, largest first."""
+    shares = {**found["draft_share"], "no draft": found["plain_share"] if found["draft_share"] else 0}
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {share:.0%}" for name, share in ordered if share)
 
 
 def _percent(share: float | None) -> str:

@@ -166,9 +166,11 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
     ``mean_acceptance_length`` is emitted tokens per target forward, the recovered or bonus token included, in
     [1, draft_len + 1] (plain decoding has 1); ``draft_acceptance_rate`` accepted over drafted tokens, None if
     none was drafted; ``drafted_share`` the share of rounds by drafted tokens, ``plain_share`` that of rounds
-    without any; ``acceptance_histogram[k]`` the rounds with k accepted tokens; ``selection_share`` the
-    share of time spent evaluating drafters and updating the learner; ``regret`` the sum over queries of the
-    regret against the best single drafter of each query in hindsight, in units of the loss and in rounds.
+    without any; ``draft_share`` the share of rounds in which each drafter drafted, ``choice_share`` that of
+    those in which it was chosen, draft or not; ``acceptance_histogram[k]`` the rounds with k accepted tokens;
+    ``selection_share`` the share of time spent evaluating drafters and updating the learner; ``regret`` the
+    sum over queries of the regret against the best single drafter of each query in hindsight, in units of the
+    loss and in rounds.
     ``benched`` is the number of queries in which a drafter failed. ``single_drafters`` is the mean acceptance
     length that each drafter alone would have had on the same text, in expectation: see ``expected_rounds``.
     """
@@ -189,14 +191,25 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
         "selection_share": seconds[2] / seconds.sum() if rounds else None,
     }
     if draft_len == 0:
-        return {**found, "choice_share": {}, "benched": {}, "single_drafters": {}, "regret": {}}
+        return {
+            **found,
+            "choice_share": {},
+            "draft_share": {},
+            "benched": {},
+            "single_drafters": {},
+            "regret": {},
+        }
     failed = Counter(names[i] for query in queries for i in query.benched)
-    chosen = np.bincount([r.choice for r in rounds], minlength=len(names)) / max(len(rounds), 1)
+    chosen, drafting = (
+        np.bincount([r.choice for r in some], minlength=len(names)) / max(len(rounds), 1)
+        for some in (rounds, [r for r in rounds if r.drafted])
+    )
     singles = np.array([query.single_rounds() for query in queries])
     lengths = tokens / np.maximum(singles.sum(0), 1)
     return {
         **found,
         "choice_share": dict(zip(names, chosen.tolist(), strict=True)),
+        "draft_share": dict(zip(names, drafting.tolist(), strict=True)),
         "benched": dict(failed),
         "single_drafters": dict(zip(names, lengths.tolist(), strict=True)),
         "regret": {

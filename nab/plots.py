@@ -14,13 +14,16 @@ from nab.experiment import FIXED, PLAIN
 from nab.losses import Token
 from nab.measure import Query
 from nab.replays import KINDS
+from nab.types import Floats, as_floats
 
 
-def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None:
-    """Per domain, four a row: the weights along its longest answer, and below the regret of all its answers.
+def answers(queries: Sequence[Query], path: Path, title: str, *, timed: bool = False) -> None:
+    """Per domain, four a row: the weights along its longest answer, and below what became of all its answers.
 
-    Regret is of the token loss, against the best single drafter of the tokens so far. The dashed line,
-    ``sqrt(T ln n)``, gives the scale: it is Hedge's bound at the rate ``2 sqrt(ln n / t)``.
+    That is the regret of the token loss, against the best single drafter of the tokens so far. The dashed
+    line, ``sqrt(T ln n)``, gives the scale: it is Hedge's bound at the rate ``2 sqrt(ln n / t)``. If they
+    were ``timed``, it is tokens per second so far over those of the answer's own rounds without a draft, and
+    weights are shown where something was drafted.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -41,25 +44,40 @@ def weights_and_regret(queries: Sequence[Query], path: Path, title: str) -> None
         if not members:
             continue
         longest = max(members, key=lambda query: len(query.tokens))
-        weights = np.concatenate([[r.probs] * len(r.emitted) for r in longest.rounds])
+        shown = [r.probs * (not timed or r.drafted > 0) for r in longest.rounds]
+        weights = np.repeat(shown, [len(r.emitted) for r in longest.rounds], axis=0)
         places = np.arange(len(weights))
         areas = above.stackplot(places, weights.T, labels=names, step="post", colors=colours)
         above.set(title=domain or "all prompts", ylim=(0, 1), xlim=(0, len(weights) - 1 or 1))
         for query in members:
-            curve = query.regret(Token()).max(1, initial=-np.inf)
+            curve = _speed(query) if timed else query.regret(Token()).max(1, initial=-np.inf)
             below.plot(np.arange(1, len(curve) + 1), curve, color="tab:blue", alpha=0.6, lw=1)
-        rounds = np.arange(1, max(len(query.tokens) for query in members) + 1)
-        bound = np.sqrt(rounds * log(len(names)))
-        below.plot(rounds, bound, "k--", lw=1, label=r"$\sqrt{T\,\ln n}$")
+        if timed:
+            below.axhline(1, color="black", ls="--", lw=1)
+        else:
+            rounds = np.arange(1, max(len(query.tokens) for query in members) + 1)
+            bound = np.sqrt(rounds * log(len(names)))
+            below.plot(rounds, bound, "k--", lw=1, label=r"$\sqrt{T\,\ln n}$")
+            below.legend(frameon=False)
         below.set(xlabel="tokens of the answer")
-        below.legend(frameon=False)
         if k % columns == 0:
-            above.set_ylabel("weight of each drafter")
-            below.set_ylabel("regret, token loss")
+            above.set_ylabel("weight, white: no draft" if timed else "weight of each drafter")
+            below.set_ylabel("speed over rounds without draft" if timed else "regret, token loss")
         figure.legends = []
         figure.legend(areas, names, loc="outside lower center", ncols=min(len(names), 8), frameon=False)
     figure.suptitle(title, fontsize="medium")
     _save(figure, path)
+
+
+def _speed(query: Query) -> Floats:
+    """Tokens per second so far, over those of its rounds without a draft, ``(tokens,)``; none without any."""
+    plain = [r.seconds.draft + r.seconds.verify for r in query.rounds if r.drafted == 0]
+    if not plain:
+        return np.empty(0)
+    lengths = [len(r.emitted) for r in query.rounds]
+    seconds = np.repeat(np.cumsum([sum(r.seconds) for r in query.rounds]), lengths)
+    tokens = np.repeat(np.cumsum(lengths), lengths)
+    return as_floats(tokens / seconds * np.mean(plain))
 
 
 def comparison(totals: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:

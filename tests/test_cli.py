@@ -70,6 +70,7 @@ def test_run_prints_one_json_object_and_writes_trace_and_picture(folder, tmp_pat
             query
         )
         assert sum(query["choice_share"].values()) == pytest.approx(1)
+        assert sum(query["draft_share"].values()) + query["plain_share"] == pytest.approx(1)
         assert set(query["choice_share"]) == {"close", "lookup", "early-exit"}
         assert query["tokens_per_second"] > 0
         assert query["num_tokens"] <= 24

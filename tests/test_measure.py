@@ -87,4 +87,4 @@ def test_plain_decoding_has_length_one_and_no_regret():
     found = metrics([query])
     assert found["mean_acceptance_length"] == 1
     assert found["draft_acceptance_rate"] is None
-    assert found["regret"] == found["choice_share"] == {}
+    assert found["regret"] == found["choice_share"] == found["draft_share"] == {}
