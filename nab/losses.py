@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nab.learners.border import checked, whole
 from nab.types import Floats, as_floats
 
 
@@ -37,10 +38,11 @@ def by_depth(scores: Floats, draft_len: int) -> Floats:
     Raises:
         ValueError: if ``draft_len`` is below 1, or the scores know fewer depths.
     """
+    whole("draft_len", draft_len, 1)
     if np.ndim(scores) < 3:
-        shape = len(scores), _at_least_one(draft_len), *np.shape(scores)[1:]
+        shape = len(scores), draft_len, *np.shape(scores)[1:]
         return np.broadcast_to(np.asarray(scores)[:, None], shape)
-    if scores.shape[1] < _at_least_one(draft_len):
+    if scores.shape[1] < draft_len:
         raise ValueError(f"scores of {scores.shape[1]} depths tell nothing of drafts of {draft_len} tokens")
     return scores[:, :draft_len]
 
@@ -124,7 +126,8 @@ def length_loss(length: Any, draft_len: int) -> Any:
     Returns:
         Losses in [0, K / (K + 1)], shaped like ``length``.
     """
-    return (_at_least_one(draft_len) + 1 - length) / (draft_len + 1)
+    whole("draft_len", draft_len, 1)
+    return (draft_len + 1 - length) / (draft_len + 1)
 
 
 def time_loss(length: Any, seconds: Any, rate: Any, draft_len: Any) -> Floats:
@@ -177,8 +180,7 @@ class Costs:
     """
 
     def __init__(self, window: int = 31, *, guess: float = 0.1) -> None:
-        if window < 1:
-            raise ValueError(f"window must be at least 1, got {window}")
+        whole("window", window, 1)
         if not (isfinite(guess) and guess >= 0):
             raise ValueError(f"guess must be finite and at least 0, got {guess}")
         self._window, self._guess = window, guess
@@ -297,7 +299,7 @@ class Length:
     lengths: ClassVar = (None,)
 
     def __post_init__(self) -> None:
-        _at_least_one(self.draft_len)
+        whole("draft_len", self.draft_len, 1)
 
     @property
     def window(self) -> int:
@@ -343,12 +345,14 @@ class Time:
         costs: Costs | None = None,
         plain: float = 0.5,
     ) -> None:
-        powers = {2**k for k in range(_at_least_one(draft_len).bit_length())}
+        whole("draft_len", draft_len, 1)
+        powers = {2**k for k in range(int(draft_len).bit_length())}
         found = tuple(sorted({0, draft_len, *powers}) if lengths is None else lengths)
+        for length in found:
+            whole("each of lengths", length, 0)
         if found[:1] != (0,) or len(found) < 2 or sorted({*found}) != [*found] or found[-1] > draft_len:
             raise ValueError(f"lengths must ascend from 0 to at most {draft_len}, two at least, got {found}")
-        if not 0 < plain < 1:
-            raise ValueError(f"plain must lie in (0, 1), got {plain}")
+        checked("plain", plain, high=1)
         self.lengths: tuple[int, ...] = found
         self.costs = Costs() if costs is None else costs
         self.plain = plain
@@ -395,9 +399,3 @@ class Time:
         """Go on from ``state_dict()``; the costs become those saved."""
         self._total, self._positions = np.array(saved["total"]), saved["positions"]
         self.costs.load_state_dict(saved["costs"])
-
-
-def _at_least_one(draft_len: int) -> int:
-    if draft_len < 1:
-        raise ValueError(f"draft_len must be at least 1, got {draft_len}")
-    return draft_len

@@ -93,7 +93,7 @@ def test_losses_of_known_values():
 
 def test_bad_draft_len_is_named():
     for make in (lambda: Length(0), lambda: expected_length(np.ones((1, 1)), np.ones((1, 1)), 0)):
-        with pytest.raises(ValueError, match="draft_len must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="draft_len must be a whole number, at least 1, got 0"):
             make()
 
 

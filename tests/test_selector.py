@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import nab
 from nab.decode import Evaluation
 from nab.learners import AdaNormalHedgeTV, Interleaved, Squint, bandits
+from nab.losses import by_depth
 from nab.schemes import DynamicTree
 from nab.selector import Before, argmax, coupled, draw
 from nab.sim import Markov
@@ -340,6 +341,23 @@ def test_corrections_of_drafters_alike_at_all_depths_stay_near_one():
     assert steps > 1000
     assert abs(accepted - expected) <= np.sqrt(2 * steps * np.log(2e9))
     assert accepted < 0.9 * steps  # it is no trivial agreement
+
+
+def test_corrections_count_no_round_that_was_left_out():
+    """What is counted is what the scored rounds have, as if there had been no others."""
+    inner = nab.selector.Corrected(nab.Selector(Recorder(), 3, objective=nab.Length(3), rng=0), 3)
+    rounds, (gamma, _) = decoded(nab.Lazy(inner, every=4, span=5))
+    alone = nab.selector.Corrected(nab.Selector(Recorder(), 3, objective=nab.Length(3), rng=0), 3)
+    counted, deep = 0, by_depth(gamma, 3)
+    for last in range(3, len(rounds), 4):
+        first = sum(len(round_.emitted) for round_ in rounds[: last + 1]) - len(rounds[last].gamma)
+        for round_ in rounds[last - 3 : last + 1]:
+            at, length = round_.start - 1, len(round_.emitted)
+            if at >= first:
+                alone._count(round_.choice, None, length, deep[at : at + length])
+                counted += 1
+    assert counted < len(rounds)
+    np.testing.assert_array_equal(inner.counts, alone.counts)
 
 
 @pytest.mark.parametrize(

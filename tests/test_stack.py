@@ -161,3 +161,12 @@ def test_a_member_that_breaks_is_benched_alone():
     assert list(benches.benched) == [1]
     assert all(r.gamma[:, 1].max() == 0 for r in rounds)
     assert rounds[-1].gamma[:, [0, 2]].max() > 0
+
+
+def test_what_is_stacked_stays_so_and_nobody_is_stacked_with_itself():
+    model = tiny.llama()
+    drafters = [CausalLM(tiny.perturbed(model, amount)) for amount in (0.1, 0.2)]
+    assert stacked(drafters[:1] * 2) == []
+    (stack,) = stacked(drafters)
+    assert stacked(drafters) == []
+    assert [each.stack for each in drafters] == [stack, stack]

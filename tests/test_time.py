@@ -112,7 +112,10 @@ def test_the_objective_scores_all_lengths_of_a_window_at_the_rate_so_far(draft_l
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draft_len": 0}, "draft_len must be at least 1, got 0"),
+        ({"draft_len": 0}, "draft_len must be a whole number, at least 1, got 0"),
+        ({"draft_len": 2.5}, "draft_len must be a whole number, at least 1, got 2.5"),
+        ({"draft_len": "4"}, "draft_len must be a whole number, at least 1, got '4'"),
+        ({"draft_len": 4, "lengths": (0, 0.5)}, "lengths must be a whole number, at least 0, got 0.5"),
         ({"draft_len": 4, "lengths": (1, 4)}, r"lengths must ascend from 0 .* 4, .* got \(1, 4\)"),
         ({"draft_len": 4, "lengths": (0, 5)}, r"lengths must ascend from 0 to at most 4, .* got \(0, 5\)"),
         ({"draft_len": 4, "plain": 1.0}, r"plain must lie in \(0, 1\), got 1.0"),

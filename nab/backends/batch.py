@@ -20,6 +20,7 @@ from nab.backends.reader import Places, Reader, decoder_of
 from nab.backends.rows import UNKNOWN, Drafted
 from nab.backends.torch import CausalLM, Lifted
 from nab.decode import Round, Seconds, until
+from nab.learners.border import whole
 from nab.losses import Time
 from nab.pool import Pool
 from nab.sampling import Draft
@@ -453,8 +454,7 @@ def decode_batch(
     """
     least = {"batch": (batch, 1), "draft_len": (draft_len, 0), "max_new_tokens": (max_new_tokens, 1)}
     for name, (value, low) in least.items():
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
+        whole(name, value, low)
     if pools is None:
         pools = [Pool(drafters) for _ in prompts]
     _check(drafters, prompts, selectors, rngs, pools)
@@ -504,6 +504,8 @@ def _check(
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {number} must have a token at least, got none")
+    if len(set(map(id, selectors))) < len(selectors):
+        raise ValueError("each prompt needs a selector of its own, got one for several")
     for pool in pools:
         if list(pool.drafters) != list(drafters) or pool.limit is not None:
             raise ValueError(f"a pool must be of the same {len(drafters)} drafters, without a limit")
@@ -512,8 +514,18 @@ def _check(
             raise ValueError(
                 f"a selector chooses among {len(selector.probs)} drafters, there are {len(drafters)}"
             )
-        if isinstance(selector, Lazy) or isinstance(getattr(selector, "objective", None), Time):
+        within = list(_within(selector))
+        if any(
+            isinstance(each, Lazy) or isinstance(getattr(each, "objective", None), Time) for each in within
+        ):
             raise ValueError(
                 "a batch drafts as many tokens and scores all drafters in every round, so no selector can be "
                 f"lazy or have the time objective, got {type(selector).__name__}"
             )
+
+
+def _within(selector: Any) -> Iterator[Any]:
+    """A selector and those that it stands around."""
+    yield selector
+    if isinstance(selector, Wrapped):
+        yield from _within(selector._selector)

@@ -79,13 +79,18 @@ class Stack:
 
 
 def stacked(drafters: Sequence[LanguageModel]) -> list[Stack]:
-    """Stack those that have the same form, in groups of two at least; the others stay alone."""
+    """Stack those that have the same form, in groups of two at least; the others stay alone.
+
+    Those that are in a stack stay in that one.
+    """
     groups: list[tuple[Any, list[Any]]] = []
-    for each in drafters:
+    for each in {id(each): each for each in drafters}.values():
         parts = getattr(each, "parts", None)
-        if parts is not None:
-            kind = type(each), getattr(each, "warper", None), form(parts)
-            if not any(known == kind for known, _ in groups):
-                groups.append((kind, []))
-            next(members for known, members in groups if known == kind).append(each)
+        if parts is None or getattr(each, "stack", None) is not None:
+            continue
+        kind = type(each), getattr(each, "warper", None), form(parts)
+        members = next((members for known, members in groups if known == kind), None)
+        if members is None:
+            groups.append((kind, members := []))
+        members.append(each)
     return [Stack(members) for _, members in groups if len(members) > 1]

@@ -19,7 +19,7 @@ BITS_OF_ONE = int(np.float64(1).view(np.uint64))
 def whole(name: str, value: int, least: int) -> None:
     """Raise ValueError unless ``value`` is a whole number, at least ``least``."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {value}")
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
 
 
 def zeros(n: int, batch: int | None) -> Floats:
