@@ -4,6 +4,8 @@
     python benchmarks/beyond.py record out/corpora --target tiny --out out/beyond --jobs 2
     python benchmarks/beyond.py report out/beyond
 
+On two cores `record` takes half an hour.
+
 `record` answers held-out prompts under each policy in turn and writes one trace for each temperature, study
 and prompt: OUT/T0.8/STUDY/NAME.jsonl. What is there is not made again, so a stopped run goes on with the same
 command; a trace that was being written is begun anew. `report` loads no model: it reads the traces, replays
@@ -52,7 +54,7 @@ from nab.selector import Chooses
 from nab.sim.trace import TraceWriter
 
 TARGET = "tiny"
-PER_DOMAIN = 6
+PER_DOMAIN = 4
 TOKENS = 256
 VARIANTS = {
     "as seen": "{}",

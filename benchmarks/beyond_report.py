@@ -182,7 +182,7 @@ def report(out: Path, seed: int, jobs: int) -> None:
     """Write JSON, tables and pictures of what is in a folder.
 
     Raises:
-        ValueError: if there is nothing, or too little of a study.
+        ValueError: if there is nothing, or nothing yet of a study.
     """
     folders = sorted(path for path in out.glob("T*") if path.is_dir())
     if not any(folder.rglob("*.jsonl") for folder in folders):
@@ -203,7 +203,7 @@ def report(out: Path, seed: int, jobs: int) -> None:
         )
         switching = {study: cell.tracking(study) for study in SWITCHED}
         curves, sizes, warm = cell.regret(), cell.sizes(), cell.warm()
-        unseen = cell.tracking("unseen") if cell.of("unseen") else {}
+        unseen = cell.tracking("unseen") if any(record.study == "unseen" for record in records) else {}
         routing = {variant: cell.router(variant, by) for variant, by in routes["routes"].items()}
         counted = {study: len(cell.of(study)) for study in dict.fromkeys(r.study for r in records)}
         queries = ", ".join(f"{study} {count}" for study, count in counted.items())
@@ -211,7 +211,7 @@ def report(out: Path, seed: int, jobs: int) -> None:
         parts += [f"### {SWITCHED[study]}\n\n{shown(each)}" for study, each in switching.items()]
         parts.append(f"### Regret, token loss, n = {len(cell.names)}\n\n{regrets(curves, len(cell.names))}")
         parts += [f"### Drafters: {kind}, by n\n\n{shown(each)}" for kind, each in sizes.items()]
-        parts.append(f"### Unseen domain\n\n{shown(unseen)}")
+        parts += [f"### Unseen domain\n\n{shown(unseen)}"] if unseen else []
         parts += [f"### Routers: {variant}\n\n{shown(each)}" for variant, each in routing.items()]
         parts += [f"### Streams: {kind}\n\n{shown(each)}" for kind, each in warm.items()]
         kept[title] = {

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -392,6 +393,12 @@ def test_beyond_reports_what_was_recorded(asked, recorded, capsys):
     assert np.array_equal(record.answers["normal-hedge"].alone, alone[None])
     assert set(part["sizes"]["weak drafters added"]["normal-hedge"]) == set(map(str, studies.SIZES))
     assert set(part["warm"]["one domain"]) == set(studies.WARM)
+
+
+def test_a_report_of_too_little_says_what_is_missing(asked, recorded, tmp_path):
+    shutil.copytree(recorded[1], tmp_path / "part", ignore=shutil.ignore_patterns("thrice"))
+    with pytest.raises(ValueError, match="no trace of thrice at temperature 0 yet: record goes on"):
+        asked(beyond, "report", tmp_path / "part", "--jobs", 1)
 
 
 @pytest.mark.parametrize("field", ["probs", "choice", "gamma"])
