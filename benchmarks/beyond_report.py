@@ -17,7 +17,13 @@ from nab.types import Floats
 SHOWN = (16, 32, 64, 128, 256)
 """Tokens at which the table has regret."""
 
-SWITCHED = {"stationary": "no change", "once": "one change", "thrice": "three changes"}
+SWITCHED = {
+    "stationary": "no change",
+    "once": "one change",
+    "thrice": "three changes",
+    "once-anew": "one, text anew",
+    "thrice-anew": "three, text anew",
+}
 COLOURS = {
     HEDGE: "#1f5fa8",
     "hedge": "#58a4dd",
@@ -75,7 +81,7 @@ def regrets(curves: Mapping[str, Floats], n: int) -> str:
 
 def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> None:
     """MAT over that of the best drafter of the query, by policy and number of changes."""
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    figure = Figure(figsize=(14, 3.8), layout="constrained")
     for axes, (title, studies) in zip(
         figure.subplots(1, len(cells), squeeze=False, sharey=True)[0], cells.items(), strict=True
     ):
@@ -90,7 +96,7 @@ def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> N
             )
         axes.axhline(1, color="black", lw=1)
         axes.set(title=title, ylim=(0.5, None))
-        axes.set_xticks(range(len(studies)), [SWITCHED[study] for study in studies])
+        axes.set_xticks(range(len(studies)), [SWITCHED[study] for study in studies], fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("MAT / best single drafter of the query")
     handles, labels = figure.axes[0].get_legend_handles_labels()

@@ -30,7 +30,7 @@ SIZES = (2, 4, 8, 16, 32)
 MADE_WEAK = SIZES[-1] - 2
 WARM = (HEDGE, "hedge .93 argmax", "fixed-share .03", "ada-normal-hedge-tv", *BANDITS)
 RESAMPLED = 4000
-REPLAYS = 8
+REPLAYS = 4
 SHUFFLES = 4
 
 Segment = tuple[Floats, Floats]
