@@ -4,6 +4,8 @@
     python benchmarks/beyond.py record out/corpora --target tiny --out out/beyond --jobs 2
     python benchmarks/beyond.py report out/beyond
 
+On two cores `record` takes about three quarters of an hour.
+
 `record` answers held-out prompts under each policy in turn and writes one trace for each temperature, study
 and prompt: OUT/T0.8/STUDY/NAME.jsonl. What is there is not made again, so a stopped run goes on with the same
 command; a trace that was being written is begun anew. `report` loads no model: it reads the traces, replays
@@ -15,6 +17,9 @@ prompt. A segment ends with its last round, so it may be up to DRAFT_LEN tokens 
 
 * `stationary`: one segment; and `unseen`: the same in domains without an expert;
 * `once` and `thrice`: two and four segments of different domains;
+* `once-anew` and `thrice-anew`: the same, but each segment's text begins with its opening, as if a context
+  had been cleared. For the tiny target has only ever read one domain at a time, and otherwise often goes on
+  in that of the first segment;
 * `router`: one segment, behind the opening as it is and behind the opening with a sentence added.
 
 Stationary texts are also scored by weak drafters: copies of those in the pool with noise in their weights,
@@ -27,6 +32,7 @@ from collections.abc import Generator, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, cast
+from zlib import crc32
 
 import beyond_report
 import numpy as np
@@ -52,7 +58,7 @@ from nab.selector import Chooses
 from nab.sim.trace import TraceWriter
 
 TARGET = "tiny"
-PER_DOMAIN = 6
+PER_DOMAIN = 4
 TOKENS = 256
 VARIANTS = {
     "as seen": "{}",
@@ -71,6 +77,9 @@ TRAINED_ON = 200
 
 TESTED_ON = 50
 
+ANEW = "-anew"
+"""Ends the names of studies in which a segment's text begins with its opening."""
+
 
 Routes = dict[str, dict[str, dict[str, list[str]]]]
 """Labels that prompts get, by variant, domain and router."""
@@ -79,7 +88,8 @@ Routes = dict[str, dict[str, dict[str, list[str]]]]
 class Unit(NamedTuple):
     """A query to be answered under policies, and where its trace goes.
 
-    ``prompts`` are the openings of its segments, of at least ``tokens`` tokens each.
+    ``prompts`` are the openings of its segments, of at least ``tokens`` tokens each. Where they begin
+    ``anew``, a segment's text does not stand behind those before it.
     """
 
     path: Path
@@ -88,6 +98,7 @@ class Unit(NamedTuple):
     seed: int
     prompts: tuple[Prompt, ...]
     policies: tuple[str, ...]
+    anew: bool
 
 
 def answer(unit: Unit) -> None:
@@ -104,6 +115,7 @@ def answer(unit: Unit) -> None:
                 if hasattr(model, "reset"):
                     model.reset()
             for number, prompt in enumerate(unit.prompts):
+                text = [] if unit.anew else text
                 text += made.target.encode("\n\n" * bool(text) + prompt.text)
                 query = made.query(domain=prompt.domain)
                 where = {"query": number, "policy": name, "domain": prompt.domain}
@@ -171,6 +183,7 @@ class Plan(NamedTuple):
     """A unit but for its temperature and seed: ``order`` is the number of its prompt among its domain's."""
 
     order: int
+    study: str
     name: str
     tokens: int
     prompts: list[Prompt]
@@ -191,18 +204,20 @@ def plans(
     for name, own in found.items():
         study = "stationary" if name in domains else "unseen"
         for k, prompt in enumerate(own):
-            yield Plan(k, f"{study}/{name}-{k:02d}", tokens, [prompt])
+            yield Plan(k, study, f"{name}-{k:02d}", tokens, [prompt])
     count = len(found[domains[0]])
     for study, segments, length in (("once", 2, tokens // 2), ("thrice", 4, 3 * tokens // 8)):
         for name, k, parts in switched(domains, count, segments):
-            yield Plan(k, f"{study}/{name}-{k:02d}", length, [found[part][k] for part in parts])
+            for context in ("", ANEW):
+                own = [found[part][k] for part in parts]
+                yield Plan(k, f"{study}{context}", f"{name}-{k:02d}", length, own)
     for variant, form in VARIANTS.items():
         for name in domains:
             for k, prompt in enumerate(found[name]):
                 experts = [name, *(labels[k] for labels in routes[variant][name].values())]
                 chosen = dict.fromkeys([HEDGE, GENERALIST, *(FIXED + each for each in experts)])
-                where = f"router/{variant.replace(' ', '-')}/{name}-{k:02d}"
-                yield Plan(k, where, 3 * tokens // 8, [Prompt(form.format(prompt.text), name)], [*chosen])
+                study, own = f"router/{variant.replace(' ', '-')}", [Prompt(form.format(prompt.text), name)]
+                yield Plan(k, study, f"{name}-{k:02d}", 3 * tokens // 8, own, [*chosen])
 
 
 def routed(file: Path, corpora: Path, found: dict[str, list[Prompt]], trained_on: int) -> Routes:
@@ -261,15 +276,17 @@ def record(options: argparse.Namespace) -> None:
     planned = sorted(plans(found, domains, options.tokens, routes), key=lambda plan: plan.order)
     units = [
         Unit(
-            options.out / f"T{temperature:g}" / f"{plan.name}.jsonl",
+            options.out / f"T{temperature:g}" / plan.study / f"{plan.name}.jsonl",
             temperature,
             plan.tokens,
-            seed,
+            crc32(f"{plan.study}/{plan.name}".encode()),
             tuple(plan.prompts),
             tuple(plan.policies),
+            plan.study.endswith(ANEW),
         )
-        for seed, plan in enumerate(planned)
+        for plan in planned
         for temperature in options.temperature
+        if not options.studies or plan.study in options.studies
     ]
     recording.work_through(units, answer, options.jobs)
 
@@ -288,6 +305,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     recorder.add_argument("--tokens", type=int, default=TOKENS, help="of an answer without changes")
     recorder.add_argument("--per-domain", type=int, default=PER_DOMAIN)
     recorder.add_argument("--domains", nargs="+", help="default: all that have experts")
+    recorder.add_argument("--studies", nargs="+", help="default: all; once-anew, router/as-seen and so on")
     recorder.add_argument("--unseen", nargs="*", default=["german"], help="domains without an expert")
     recorder.add_argument("--trained-on", type=int, default=TRAINED_ON, help="openings a domain, of routers")
     recorder.add_argument("--jobs", type=int, default=1)

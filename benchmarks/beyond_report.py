@@ -17,7 +17,13 @@ from nab.types import Floats
 SHOWN = (16, 32, 64, 128, 256)
 """Tokens at which the table has regret."""
 
-SWITCHED = {"stationary": "no change", "once": "one change", "thrice": "three changes"}
+SWITCHED = {
+    "stationary": "no change",
+    "once": "one change",
+    "thrice": "three changes",
+    "once-anew": "one, text anew",
+    "thrice-anew": "three, text anew",
+}
 COLOURS = {
     HEDGE: "#1f5fa8",
     "hedge": "#58a4dd",
@@ -75,7 +81,7 @@ def regrets(curves: Mapping[str, Floats], n: int) -> str:
 
 def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> None:
     """MAT over that of the best drafter of the query, by policy and number of changes."""
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    figure = Figure(figsize=(14, 3.8), layout="constrained")
     for axes, (title, studies) in zip(
         figure.subplots(1, len(cells), squeeze=False, sharey=True)[0], cells.items(), strict=True
     ):
@@ -90,7 +96,7 @@ def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> N
             )
         axes.axhline(1, color="black", lw=1)
         axes.set(title=title, ylim=(0.5, None))
-        axes.set_xticks(range(len(studies)), [SWITCHED[study] for study in studies])
+        axes.set_xticks(range(len(studies)), [SWITCHED[study] for study in studies], fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("MAT / best single drafter of the query")
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -182,7 +188,7 @@ def report(out: Path, seed: int, jobs: int) -> None:
     """Write JSON, tables and pictures of what is in a folder.
 
     Raises:
-        ValueError: if there is nothing, or too little of a study.
+        ValueError: if there is nothing, or nothing yet of a study.
     """
     folders = sorted(path for path in out.glob("T*") if path.is_dir())
     if not any(folder.rglob("*.jsonl") for folder in folders):
@@ -203,7 +209,7 @@ def report(out: Path, seed: int, jobs: int) -> None:
         )
         switching = {study: cell.tracking(study) for study in SWITCHED}
         curves, sizes, warm = cell.regret(), cell.sizes(), cell.warm()
-        unseen = cell.tracking("unseen") if cell.of("unseen") else {}
+        unseen = cell.tracking("unseen") if any(record.study == "unseen" for record in records) else {}
         routing = {variant: cell.router(variant, by) for variant, by in routes["routes"].items()}
         counted = {study: len(cell.of(study)) for study in dict.fromkeys(r.study for r in records)}
         queries = ", ".join(f"{study} {count}" for study, count in counted.items())
@@ -211,7 +217,7 @@ def report(out: Path, seed: int, jobs: int) -> None:
         parts += [f"### {SWITCHED[study]}\n\n{shown(each)}" for study, each in switching.items()]
         parts.append(f"### Regret, token loss, n = {len(cell.names)}\n\n{regrets(curves, len(cell.names))}")
         parts += [f"### Drafters: {kind}, by n\n\n{shown(each)}" for kind, each in sizes.items()]
-        parts.append(f"### Unseen domain\n\n{shown(unseen)}")
+        parts += [f"### Unseen domain\n\n{shown(unseen)}"] if unseen else []
         parts += [f"### Routers: {variant}\n\n{shown(each)}" for variant, each in routing.items()]
         parts += [f"### Streams: {kind}\n\n{shown(each)}" for kind, each in warm.items()]
         kept[title] = {

@@ -30,7 +30,7 @@ SIZES = (2, 4, 8, 16, 32)
 MADE_WEAK = SIZES[-1] - 2
 WARM = (HEDGE, "hedge .93 argmax", "fixed-share .03", "ada-normal-hedge-tv", *BANDITS)
 RESAMPLED = 4000
-REPLAYS = 8
+REPLAYS = 4
 SHUFFLES = 4
 
 Segment = tuple[Floats, Floats]
@@ -190,8 +190,18 @@ class Cell:
         self.names: list[str] = records[0].about["drafters"]
 
     def of(self, study: str) -> list[Record]:
-        """Its records."""
-        return [record for record in self.records if record.study == study]
+        """Its records.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        found = [record for record in self.records if record.study == study]
+        if not found:
+            temperature = self.records[0].about["temperature"]
+            raise ValueError(
+                f"there is no trace of {study} at temperature {temperature:g} yet: record goes on"
+            )
+        return found
 
     def replayed(
         self, policies: Sequence[str], texts: Sequence[Sequence[Segment]]
@@ -245,19 +255,17 @@ class Cell:
 
     def sizes(self) -> dict[str, Study]:
         """MAT over that of the best drafter, by n: weak drafters added, and the two of them repeated."""
-        kept = [record for record in self.of("stationary") if record.weak is not None]
-        if not kept:
-            return {}
-        boot = Resampled(len(kept), self.seed)
+        records = self.of("stationary")
+        boot = Resampled(len(records), self.seed)
 
         def pair(record: Record, k: int) -> Floats:
             own = [self.names.index("generalist"), self.names.index(record.domains[0])]
             return record.scores[0][k][:, own]
 
         def with_weak(record: Record, n: int) -> Segment:
+            assert record.weak is not None
             gamma, realised = (
-                np.concatenate([pair(record, k), record.weak[k][:, : n - 2]], 1)  # type: ignore[index]
-                for k in (0, 1)
+                np.concatenate([pair(record, k), weak[:, : n - 2]], 1) for k, weak in enumerate(record.weak)
             )
             return gamma, realised
 
@@ -266,7 +274,7 @@ class Cell:
             return gamma, realised
 
         return {
-            title: self._by_size(boot, [{n: [make(record, n)] for n in SIZES} for record in kept])
+            title: self._by_size(boot, [{n: [make(record, n)] for n in SIZES} for record in records])
             for title, make in (("weak drafters added", with_weak), ("both repeated", repeated))
         }
 

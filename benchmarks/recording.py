@@ -124,7 +124,8 @@ def work_through(units: Sequence[Any], work: Callable[[Any], None], jobs: int) -
 
 
 def run(parsed: Callable[[], argparse.Namespace]) -> None:
-    """Do what the command line says; errors are one line."""
+    """Do what the command line says; errors are one line, and SIGTERM ends workers too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         chosen = parsed()
         chosen.command(chosen)

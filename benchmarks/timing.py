@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -124,8 +124,9 @@ def quartiles(values: Any, digits: int = 2) -> str:
     return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
+@cache
 def commit() -> str:
-    """The commit that is checked out, with a mark if files differ from it."""
+    """The commit that is checked out, with a mark if files differ from it; as a process first asks."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

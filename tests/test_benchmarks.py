@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -323,6 +324,7 @@ def asked(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(FOLDER)
             patch.setattr(beyond, "TESTED_ON", 2)
+            patch.setattr(beyond, "VARIANTS", dict([*beyond.VARIANTS.items()][:2]))
             options = module.parsed([str(root) if word == "CORPORA" else str(word) for word in words])
             options.command(options)
 
@@ -371,8 +373,13 @@ def test_a_query_changes_domain_under_one_selector(recorded):
         ends = [query.rounds[0].start + len(query.tokens) for query in parts]
         assert all(query.rounds[0].start > end for query, end in zip(parts[1:], ends, strict=False))
         assert all(4 <= len(query.tokens) <= 4 + 4 for query in parts)
-    laws = [query.rounds[0].probs for query in trace.queries if query.policy == "normal-hedge"]
-    assert np.ptp(laws[0]) == 0 < np.ptp(laws[1])  # it goes on with what it has learnt
+    anew = read_trace(recorded[1] / "T0" / "thrice-anew" / "english-00.jsonl")
+    first, second = (query for query in anew.queries[:4:2])  # of one domain
+    assert first.rounds[0].start == second.rounds[0].start
+    assert first.tokens[:4] == second.tokens[:4]  # greedily
+    for queries in (trace.queries, anew.queries):
+        laws = [query.rounds[0].probs for query in queries if query.policy == "normal-hedge"]
+        assert np.ptp(laws[0]) == 0 < np.ptp(laws[1])  # it goes on with what it has learnt
 
 
 def test_beyond_reports_what_was_recorded(asked, recorded, capsys):
@@ -392,6 +399,12 @@ def test_beyond_reports_what_was_recorded(asked, recorded, capsys):
     assert np.array_equal(record.answers["normal-hedge"].alone, alone[None])
     assert set(part["sizes"]["weak drafters added"]["normal-hedge"]) == set(map(str, studies.SIZES))
     assert set(part["warm"]["one domain"]) == set(studies.WARM)
+
+
+def test_a_report_of_too_little_says_what_is_missing(asked, recorded, tmp_path):
+    shutil.copytree(recorded[1], tmp_path / "part", ignore=shutil.ignore_patterns("thrice"))
+    with pytest.raises(ValueError, match="no trace of thrice at temperature 0 yet: record goes on"):
+        asked(beyond, "report", tmp_path / "part", "--jobs", 1)
 
 
 @pytest.mark.parametrize("field", ["probs", "choice", "gamma"])
