@@ -95,7 +95,7 @@ def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> N
                 at, values[:, 0], width, yerr=spread, label=name, color=COLOURS[name], error_kw={"lw": 0.8}
             )
         axes.axhline(1, color="black", lw=1)
-        axes.set(title=title, ylim=(0.5, None))
+        axes.set(title=title, ylim=(0.4, None))
         axes.set_xticks(range(len(studies)), [SWITCHED[study] for study in studies], fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("MAT / best single drafter of the query")
@@ -173,7 +173,7 @@ def router_picture(cells: Mapping[str, Mapping[str, Study]], routes: dict[str, A
                 error_kw={"lw": 0.8},
             )  # fmt: skip
         axes.axvline(1, color="#1f5fa8", lw=1.2)
-        axes.set_xlim(0.5, None)
+        axes.set_xlim(0.4, None)
         axes.set_title(f"MAT / normal-hedge, {title}", fontsize=9)
     grid[0].set_yticks(places + width / 2, variants)
     grid[0].invert_yaxis()
