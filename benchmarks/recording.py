@@ -41,12 +41,15 @@ def fixed(law: np.ndarray, seed: Any) -> Constant:
 
 
 def openings(folder: Path, count: int) -> Iterator[str]:
-    """Text from inside documents, in turn from each that is long enough; see scripts/openings.py."""
+    """Text from inside documents, in turn from each that is long enough; see scripts/openings.py.
+
+    The k-th does not depend on ``count``: the c-th from a document begins at 1/2, 1/4, 3/4, 1/8, ... of it.
+    """
     texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
     texts = [text for text in texts if len(text) > 8 * OPENING]
     for k in range(count if texts else 0):
-        text, times = texts[k % len(texts)], -(-count // len(texts))
-        place = len(text) * (1 + k // len(texts)) // (1 + times)
+        text, digits = texts[k % len(texts)], f"{1 + k // len(texts):b}"
+        place = len(text) * int(digits[::-1], 2) // 2 ** len(digits)
         start = max(text.rfind("\n", 0, place), text.rfind(" ", 0, place)) + 1
         yield text[start : start + OPENING].strip()
 
