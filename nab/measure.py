@@ -76,9 +76,9 @@ class Query:
 
         Without its scores, if positions before them have none: those are all left to ``settle``.
         """
-        unscored = len(self.tokens) + len(round_.emitted) - len(self.scores()[0])
         if round_.gamma is not None and round_.realised is not None:
-            if len(round_.gamma) == unscored:
+            tokens = sum(len(each.emitted) for each in (*self.rounds, round_))
+            if len(round_.gamma) == tokens - sum(len(gamma) for gamma, _ in self.scored):
                 self.scored.append((round_.gamma, round_.realised))
             else:
                 round_ = replace(round_, gamma=None, realised=None)
