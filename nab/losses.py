@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nab.learners.border import checked, whole
+from nab.checks import checked, whole
 from nab.types import Floats, as_floats
 
 

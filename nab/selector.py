@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nab.checks import checked, whole
 from nab.learners import flat, restored
-from nab.learners.border import checked, whole
 from nab.losses import Time, Token, by_depth, expected_length
 from nab.sampling import transport
 from nab.types import Bandit, Evaluate, Floats, Learner, Objective, as_floats

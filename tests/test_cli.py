@@ -361,7 +361,7 @@ def test_what_goes_wrong_in_another_process_is_one_line(folder):
 def test_a_run_repeats_with_its_seed(folder):
     texts = []
     for seed in (1, 1, 2):
-        more = ["--json", "--seed", seed, "--temperature", 1]
+        more = ["--json", "--objective", "token", "--seed", seed, "--temperature", 1]
         result = nab(*arguments(folder, "run", *more))
         texts.append([query["text"] for query in json.loads(result.stdout)["queries"]])
     assert texts[0] == texts[1] != texts[2]

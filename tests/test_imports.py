@@ -13,7 +13,7 @@ PACKAGE = Path(nab.__file__).parent
 HEAVY = ["torch", "transformers", "matplotlib", "rich", "click", "pandas", "joblib"]
 
 LEVELS = [  # a module imports only from its own level and those before it
-    {"nab.types"},
+    {"nab.types", "nab.checks"},
     {"nab.acceptance", "nab.losses", "nab.pool", "nab.sampling", "nab.schemes"},
     {"nab.learners"},
     {"nab.selector"},

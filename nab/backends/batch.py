@@ -19,8 +19,8 @@ from nab.backends import rows
 from nab.backends.reader import Places, Reader, decoder_of
 from nab.backends.rows import UNKNOWN, Drafted
 from nab.backends.torch import CausalLM, Lifted
+from nab.checks import whole
 from nab.decode import Round, Seconds, until
-from nab.learners.border import whole
 from nab.losses import Time
 from nab.pool import Pool
 from nab.sampling import Draft

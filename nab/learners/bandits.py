@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from nab.learners.border import checked, checked_arms, checked_losses, checked_rate, whole, zeros
+from nab.checks import checked, whole
+from nab.learners.border import checked_arms, checked_losses, checked_rate, zeros
 from nab.learners.columns import greatest, least, total
 from nab.learners.hedge import Hedge, HedgeState, softmin
 from nab.types import Floats

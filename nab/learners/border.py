@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from math import inf
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nab.checks import checked, whole
 from nab.learners.columns import every, inner, least, total
 from nab.types import Floats, Learner, as_floats
 
 BITS_OF_ONE = int(np.float64(1).view(np.uint64))
 """A float64 is in [0, 1], and not -0.0, if its bits, as an unsigned integer, are at most these."""
-
-
-def whole(name: str, value: int, least: int) -> None:
-    """Raise ValueError unless ``value`` is a whole number, at least ``least``."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
 
 
 def zeros(n: int, batch: int | None) -> Floats:
@@ -113,16 +106,6 @@ def checked_arms(arm: ArrayLike, n: int, batch: tuple[int, ...]) -> NDArray[np.i
     if low < 0 or high >= n:
         raise ValueError(f"arm must lie in 0 .. {n - 1}, got {low if low < 0 else high}")
     return arms
-
-
-def checked(name: str, value: float, low: float = 0, high: float = inf, *, closed: bool = False) -> None:
-    """Raise ValueError unless ``low < value < high``, or ``low < value <= high`` where ``closed``."""
-    if (
-        not isinstance(value, Real)
-        or isinstance(value, bool)
-        or not (low < value < high or (closed and value == high))
-    ):
-        raise ValueError(f"{name} must lie in ({low}, {high}{']' if closed else ')'}, got {value}")
 
 
 def checked_rate(rate: float | None) -> None:

@@ -9,14 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import (
-    checked,
-    checked_losses,
-    checked_played,
-    checked_prior,
-    checked_rate,
-    zeros,
-)
+from nab.checks import checked
+from nab.learners.border import checked_losses, checked_played, checked_prior, checked_rate, zeros
 from nab.learners.columns import greatest, inner, least, total
 from nab.types import Floats
 

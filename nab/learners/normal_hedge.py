@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked, checked_losses, checked_played, checked_prior, zeros
+from nab.checks import checked
+from nab.learners.border import checked_losses, checked_played, checked_prior, zeros
 from nab.learners.columns import ONE, ZERO, every, greatest, inner, ln, total
 from nab.types import Floats
 

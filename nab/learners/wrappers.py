@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked_losses, checked_played, whole
+from nab.checks import whole
+from nab.learners.border import checked_losses, checked_played
 from nab.types import Floats, Learner
 
 

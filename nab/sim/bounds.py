@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked, whole
+from nab.checks import checked, whole
 from nab.types import Floats, as_floats
 
 COUNTS = {"n": 1, "rounds": 1, "size": 1, "delay": 0, "switches": 0, "level": 0}

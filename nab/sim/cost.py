@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked, whole
+from nab.checks import checked, whole
 from nab.types import as_floats
 
 BITS = 53

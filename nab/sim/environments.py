@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nab.learners.border import checked, whole
+from nab.checks import checked, whole
 from nab.sim.play import delays, turns
 from nab.types import Floats, Learner, as_floats
 

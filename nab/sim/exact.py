@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.acceptance import Chain
-from nab.learners.border import whole
+from nab.checks import whole
 from nab.sim.markov import Markov
 from nab.types import AcceptanceRule, Floats, as_floats
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nab.learners.border import checked, whole
+from nab.checks import checked, whole
 from nab.sampling import by_path
 from nab.types import Floats
 

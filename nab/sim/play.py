@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nab.learners.border import whole
+from nab.checks import whole
 from nab.types import Bandit, Floats, Learner, as_floats
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nab.learners.border import checked, whole
+from nab.checks import checked, whole
 from nab.losses import expected_rounds
 from nab.types import Floats, as_floats
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nab.learners.border import whole
+from nab.checks import whole
 from nab.losses import by_depth, plug_in_length
 from nab.selector import Chooses, Spent, check_scores
 from nab.types import Floats

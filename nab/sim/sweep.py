@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nab.learners.border import whole
+from nab.checks import whole
 from nab.losses import length_loss, plug_in_length
 from nab.sim import environments
 from nab.sim.play import is_bandit, lazily, play, play_bandit
