@@ -188,8 +188,8 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--objective",
             type=click.Choice([*replays.OBJECTIVES]),
-            help="What to minimise. Default: time, which is seconds per token, so that choices follow the "
-            "clock and drawn texts do not repeat; token where policies are compared or prompts decoded together.",
+            help="What to minimise. Default: time, seconds per token, so that choices follow the clock and "
+            "drawn texts do not repeat; token where policies are compared or prompts decoded together.",
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True),
         click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy."),
