@@ -98,6 +98,11 @@ def test_the_warped_law(warper, expected):
     torch.testing.assert_close(warper(logits), torch.tensor(expected, dtype=torch.float64).reshape(4))
 
 
+def test_top_p_that_is_reached_exactly_keeps_no_more():
+    law = Warper(top_p=0.5)(torch.zeros(2, dtype=torch.float64))
+    assert law.tolist() == [1, 0]
+
+
 def test_the_warped_law_is_the_one_transformers_samples_from():
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
