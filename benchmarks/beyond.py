@@ -39,7 +39,8 @@ import numpy as np
 import recording
 import router
 import torch
-from beyond_studies import GENERALIST, HEDGE, MADE_WEAK, PLAYED, Segment, policies, seeds
+from beyond_studies import MADE_WEAK, PLAYED, Segment, policies, seeds
+from paper_report import GENERALIST, HEDGE
 from peers import perturbed
 from recording import DRAFT_LEN, openings, prompts_of, session
 
@@ -293,30 +294,18 @@ def record(options: argparse.Namespace) -> None:
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser, recorder, reporter = recording.commands(
+        __doc__,
+        record,
+        lambda options: beyond_report.report(options.out, options.seed, options.jobs),
+        [TARGET],
+        PER_DOMAIN,
     )
-    commands = parser.add_subparsers(required=True)
-    recorder = commands.add_parser("record", help="answer prompts under every policy")
-    recorder.add_argument("corpora", type=Path)
-    recorder.add_argument("--target", choices=[TARGET], default=TARGET)
-    recorder.add_argument("--out", type=Path, required=True)
-    recorder.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
     recorder.add_argument("--tokens", type=int, default=TOKENS, help="of an answer without changes")
-    recorder.add_argument("--per-domain", type=int, default=PER_DOMAIN)
-    recorder.add_argument("--domains", nargs="+", help="default: all that have experts")
     recorder.add_argument("--studies", nargs="+", help="default: all; once-anew, router/as-seen and so on")
     recorder.add_argument("--unseen", nargs="*", default=["german"], help="domains without an expert")
     recorder.add_argument("--trained-on", type=int, default=TRAINED_ON, help="openings a domain, of routers")
-    recorder.add_argument("--jobs", type=int, default=1)
-    recorder.set_defaults(command=record)
-    reporting = commands.add_parser("report", help="tables and pictures of what is there")
-    reporting.add_argument("out", type=Path)
-    reporting.add_argument("--seed", type=int, default=0, help="of the bootstrap and the replays")
-    reporting.add_argument("--jobs", type=int, default=2)
-    reporting.set_defaults(
-        command=lambda options: beyond_report.report(options.out, options.seed, options.jobs)
-    )
+    reporter.add_argument("--jobs", type=int, default=2)
     return parser.parse_args(words)
 
 

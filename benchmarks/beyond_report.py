@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from beyond_studies import HEDGE, PLAYED, SIZES, TRACKING, Cell, Record, Study, read
+from beyond_studies import PLAYED, SIZES, TRACKING, Cell, Record, Study, read
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
-from paper_report import interval, table
+from paper_report import HEDGE, interval, table
 
 from nab.sim import bounds
 from nab.types import Floats

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
+from paper_report import BANDITS, GENERALIST, HEDGE, RESAMPLED, fed
 from recording import DRAFT_LEN, Policies, fixed
 
 from nab import replays
@@ -17,10 +18,7 @@ from nab.sim.replay import replay, round_lengths
 from nab.sim.trace import TracedQuery, read_trace
 from nab.types import Floats
 
-HEDGE = "normal-hedge"
-GENERALIST = f"{FIXED}generalist"
 TRACKING = ("hedge .93 argmax", "normal-hedge .93", "fixed-share .03", "ada-normal-hedge-tv")
-BANDITS = ("ucb-spec", "exp3-spec")
 PLAYED = (HEDGE, *TRACKING, GENERALIST, "uniform", *BANDITS)
 """What decodes, in the order of the tables."""
 
@@ -29,7 +27,6 @@ COUNTED = (HEDGE, "hedge", *BANDITS, "uniform")
 SIZES = (2, 4, 8, 16, 32)
 MADE_WEAK = SIZES[-1] - 2
 WARM = (HEDGE, "hedge .93 argmax", "fixed-share .03", "ada-normal-hedge-tv", *BANDITS)
-RESAMPLED = 4000
 REPLAYS = 4
 SHUFFLES = 4
 
@@ -88,14 +85,9 @@ def fed_again(policy: str, segments: Sequence[TracedQuery], names: Sequence[str]
     """See ``Answer.same``."""
     selector = policies(names)[policy](seeds(seed)[1])
     for query in segments:
-        start = 0
-        for round_ in query.rounds:
-            if selector.choice != round_.choice or not np.array_equal(selector.probs, round_.probs):
+        for round_, choice, probs in fed(selector, query):
+            if choice != round_.choice or not np.array_equal(probs, round_.probs):
                 return False
-            stop = start + len(round_.emitted)
-            scores = query.gamma[start:stop], query.realised[start:stop]
-            selector.observe(stop - start, lambda scores=scores: scores)
-            start = stop
         losses = query.losses(Token())
         left = regret(query.played, losses)[-1].max()
         if query.metrics is None or query.metrics["regret"]["token"] != left:

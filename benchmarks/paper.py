@@ -19,19 +19,17 @@ import argparse
 import json
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import paper_report
 import recording
 from recording import DRAFT_LEN, Policies, fixed, prompts_of, session
 
-import nab
 from nab import replays
 from nab.experiment import FIXED, PLAIN, Experiment
 from nab.losses import Length, Time, Token
 from nab.prompts import Prompt
-from nab.selector import Lazy, Selector, argmax
 from nab.sim.trace import TraceWriter
 
 PER_DOMAIN = 20
@@ -51,19 +49,14 @@ def policies(names: list[str]) -> Policies:
     """Every row of the table that decodes: fresh selectors by seed, in the order in which they answer."""
     n = len(names)
     known = replays.policies(n, DRAFT_LEN, Token())
-    costs = Time(DRAFT_LEN)
-
-    def timed(seed: Any) -> Any:
-        selector = Selector(nab.NormalHedge(), n, objective=costs, pick=argmax, rng=seed)
-        return Lazy(selector, every=8, above=0.2, span=16)
-
+    timed = replays.policies(n, DRAFT_LEN, Time(DRAFT_LEN))["normal-hedge argmax"].make
     return {
         PLAIN: partial(fixed, np.full(n, 1 / n)),
         **{f"{FIXED}{name}": partial(fixed, row) for name, row in zip(names, np.eye(n), strict=True)},
         "uniform": known["uniform"].make,
         **{name: known[replayed].make for name, replayed in LEARNED.items()},
         "normal-hedge length": replays.policies(n, DRAFT_LEN, Length(DRAFT_LEN))["normal-hedge"].make,
-        "normal-hedge time": timed,
+        "normal-hedge time": lambda seed: replays.seldom(timed(seed)),
     }
 
 
@@ -109,19 +102,21 @@ def record(options: argparse.Namespace) -> None:
     for needed in (PLAIN, paper_report.HEDGE):
         if options.policies and needed not in options.policies:
             raise ValueError(f"--policies must have {needed}, got {' '.join(options.policies)}")
+    found = {
+        domain: prompts_of(options.corpora, options.target, domain, options.per_domain) for domain in domains
+    }
     units = [
         Unit(
             options.out / f"T{temperature:g}-{tokens}" / f"{domain}-{k:02d}.json",
             temperature,
             tokens,
             k,
-            prompt,
+            found[domain][k],
         )
         for k in range(options.per_domain)
         for tokens in options.tokens
         for temperature in options.temperature
         for domain in domains
-        for prompt in prompts_of(options.corpora, options.target, domain, options.per_domain)[k : k + 1]
     ]
     work = partial(answer, options.target, options.device, options.policies)
     recording.work_through(units, work, options.jobs)
@@ -129,26 +124,16 @@ def record(options: argparse.Namespace) -> None:
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser, recorder, _ = recording.commands(
+        __doc__,
+        record,
+        lambda options: paper_report.report(options.out, options.seed),
+        ["tiny", "smollm2"],
+        PER_DOMAIN,
     )
-    commands = parser.add_subparsers(required=True)
-    recorder = commands.add_parser("record", help="answer prompts under every policy")
-    recorder.add_argument("corpora", type=Path)
-    recorder.add_argument("--target", choices=["tiny", "smollm2"], default="tiny")
-    recorder.add_argument("--out", type=Path, required=True)
-    recorder.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
     recorder.add_argument("--tokens", type=int, nargs="+", default=[256])
-    recorder.add_argument("--per-domain", type=int, default=PER_DOMAIN)
-    recorder.add_argument("--domains", nargs="+", help="default: all that have experts")
     recorder.add_argument("--policies", nargs="+", help="default: all")
     recorder.add_argument("--device", default="cpu")
-    recorder.add_argument("--jobs", type=int, default=1)
-    recorder.set_defaults(command=record)
-    reporting = commands.add_parser("report", help="tables and picture of what is there")
-    reporting.add_argument("out", type=Path)
-    reporting.add_argument("--seed", type=int, default=0, help="of the bootstrap and the replays")
-    reporting.set_defaults(command=lambda options: paper_report.report(options.out, options.seed))
     return parser.parse_args(words)
 
 

@@ -1,7 +1,7 @@
 """Tables and picture of what ``paper.py record`` wrote; loads no model."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nab import replays
+from nab.decode import Round
 from nab.experiment import FIXED, PLAIN
 from nab.losses import Token, expected_rounds
+from nab.selector import Chooses
 from nab.sim.trace import TracedQuery, read_trace
 from nab.types import Floats
 
@@ -18,6 +20,7 @@ HEDGE = "normal-hedge"
 """HedgeSpec: the paper's learner, on the token loss; its texts are the ones that are replayed."""
 
 TRACKING = "hedge .93 argmax"
+GENERALIST = f"{FIXED}generalist"
 BANDITS = ("ucb-spec", "exp3-spec")
 RESAMPLED = 4000
 REPLAYS = 2
@@ -53,18 +56,26 @@ class Cell(NamedTuple):
     fed: tuple[int, int]
 
 
-def refed(query: TracedQuery, drafters: int, draft_len: int) -> bool:
-    """Whether a full-information selector that is fed a trace's scores plays the recorded laws to the bit."""
-    selector = replays.policies(drafters, draft_len, Token())[query.policy].make(0)
+def fed(selector: Chooses, query: TracedQuery) -> Iterator[tuple[Round, int, Floats]]:
+    """The rounds of an answer, and what a selector that is fed its scores chooses there, by which law."""
     start = 0
     for round_ in query.rounds:
-        if not np.array_equal(selector.probs, round_.probs):
-            return False
+        yield round_, selector.choice, selector.probs
         stop = start + len(round_.emitted)
         scores = query.gamma[start:stop], query.realised[start:stop]
         selector.observe(stop - start, lambda scores=scores: scores)
         start = stop
-    return True
+
+
+def refed(query: TracedQuery, drafters: int, draft_len: int) -> bool:
+    """Whether a full-information selector that is fed a trace's scores plays the recorded laws to the bit."""
+    selector = replays.policies(drafters, draft_len, Token())[query.policy].make(0)
+    return all(np.array_equal(probs, round_.probs) for round_, _, probs in fed(selector, query))
+
+
+def leading(values: Floats) -> Floats:
+    """Of ``(1 + resampled, D, any)`` the largest by domain as it is, the same one in all resamples."""
+    return np.take_along_axis(values, values[0].argmax(-1)[None, :, None], 2)[..., 0]
 
 
 def summed(path: Path, partings: list[dict[str, Any]]) -> dict[str, Any]:
@@ -78,7 +89,7 @@ def summed(path: Path, partings: list[dict[str, Any]]) -> dict[str, Any]:
     if trace.broken_off:
         raise ValueError(trace.broken_off)
     full = (HEDGE, TRACKING, "follow-the-leader")
-    fed = [
+    same = [
         refed(query, len(trace.drafters), trace.draft_len) for query in trace.queries if query.policy in full
     ]
     (query,) = (query for query in trace.queries if query.policy == HEDGE)
@@ -98,7 +109,7 @@ def summed(path: Path, partings: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "alone": expected_rounds(query.realised, trace.draft_len).tolist(),
         "replayed": {row.policy: row.rounds for row in rows},
-        "fed": [len(fed), fed.count(False)],
+        "fed": [len(same), same.count(False)],
         "partings": partings,
     }
 
@@ -165,9 +176,7 @@ class Figures:
 
     def best(self) -> Floats:
         """``replayed`` of the drafter that is best in a domain, the same one in all resamples."""
-        singles = self.singles()
-        leaders = singles[0].argmax(-1)
-        return np.take_along_axis(singles, leaders[None, :, None], 2)[..., 0]
+        return leading(self.singles())
 
     def oracle(self) -> Floats:
         """``replayed`` of the best drafter of each text."""
@@ -176,9 +185,7 @@ class Figures:
     def fixed_speed(self) -> Floats:
         """Tokens per second of the fastest fixed policy of a domain, plain decoding included."""
         names = [PLAIN, *(name for name in self.cell.tokens if name.startswith(FIXED))]
-        speeds = np.stack([self.speed(name) for name in names], -1)
-        leaders = speeds[0].argmax(-1)
-        return np.take_along_axis(speeds, leaders[None, :, None], 2)[..., 0]
+        return leading(np.stack([self.speed(name) for name in names], -1))
 
 
 def interval(values: Floats, digits: int = 2) -> str:
@@ -195,13 +202,13 @@ def ratios(f: Figures) -> dict[str, Floats]:
         "HedgeSpec / best single drafter of the domain": hedge / f.best(),
         "HedgeSpec / best single drafter of each query": hedge / f.oracle(),
         "tracking / best single drafter of the domain": f.replayed(TRACKING) / f.best(),
-        "HedgeSpec / generalist": hedge / f.replayed(f"{FIXED}generalist"),
+        "HedgeSpec / generalist": hedge / f.replayed(GENERALIST),
         "HedgeSpec / better of UCBSpec and EXP3Spec": hedge / bandits,
         "HedgeSpec / uniform": hedge / f.replayed("uniform"),
         "HedgeSpec / follow the leader": hedge / f.replayed("follow-the-leader"),
     }
     decoded = {
-        "generalist": [f"{FIXED}generalist"],
+        "generalist": [GENERALIST],
         "better of UCBSpec and EXP3Spec": list(BANDITS),
         "uniform": ["uniform"],
     }
@@ -211,17 +218,15 @@ def ratios(f: Figures) -> dict[str, Floats]:
             found[f"decoded: HedgeSpec / {name}"] = f.mat(HEDGE) / best
     singles = [f"{FIXED}{name}" for name in f.cell.drafters]
     if all(name in had for name in singles):
-        mats = np.stack([f.mat(name) for name in singles], -1)
-        leaders = mats[0].argmax(-1)
-        best = np.take_along_axis(mats, leaders[None, :, None], 2)[..., 0]
+        best = leading(np.stack([f.mat(name) for name in singles], -1))
         found["decoded: HedgeSpec / best single drafter of the domain"] = f.mat(HEDGE) / best
     timed = "normal-hedge time"
     if timed in had:
         found["tokens/s: time objective / fastest fixed policy of the domain"] = (
             f.speed(timed) / f.fixed_speed()
         )
-        if f"{FIXED}generalist" in had:
-            generalist = f.speed(f"{FIXED}generalist")
+        if GENERALIST in had:
+            generalist = f.speed(GENERALIST)
             found["tokens/s: time objective / generalist"] = f.speed(timed) / generalist
     return found
 
@@ -305,7 +310,7 @@ def as_json(f: Figures) -> dict[str, Any]:
 
 
 SHOWN = {
-    f"{FIXED}generalist": ("generalist", "0.75"),
+    GENERALIST: ("generalist", "0.75"),
     "exp3-spec": ("EXP3Spec", "#f2b134"),
     "ucb-spec": ("UCBSpec", "#e4811c"),
     HEDGE: ("HedgeSpec (nab)", "#1f5fa8"),
@@ -313,7 +318,7 @@ SHOWN = {
 
 
 def picture(f: Figures, path: Path, title: str) -> None:
-    """MAT by domain and selector, and what the best single drafter of each query has."""
+    """MAT by domain and selector, and that of the best single drafter of each domain."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     domains = [*f.cell.domains, "mean"]

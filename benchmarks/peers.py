@@ -17,6 +17,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 import nab
 from nab.backends.stack import stacked
 from nab.backends.torch import CausalLM, Warper
+from nab.replays import seldom
 from nab.selector import argmax
 
 FLASHSPEC = "flashspec"
@@ -276,9 +277,7 @@ Policy = Callable[[int, int], Any]
 def timed(n: int, seed: int) -> Any:
     """The time objective as ``nab run`` has it, for drafts of 5 tokens."""
     objective, hedge = nab.Time(5), nab.NormalHedge()
-    return nab.Lazy(
-        nab.Selector(hedge, n, objective=objective, pick=argmax, rng=seed), every=8, above=0.2, span=16
-    )
+    return seldom(nab.Selector(hedge, n, objective=objective, pick=argmax, rng=seed))
 
 
 LEARNING: dict[str, Policy] = {

@@ -126,6 +126,32 @@ def work_through(units: Sequence[Any], work: Callable[[Any], None], jobs: int) -
             raise
 
 
+def commands(
+    doc: str | None,
+    record: Callable[[argparse.Namespace], None],
+    report: Callable[[argparse.Namespace], None],
+    targets: Sequence[str],
+    per_domain: int,
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+    """A command line with ``record`` and ``report``, and these two, for options of their own."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    either = parser.add_subparsers(required=True)
+    recorder = either.add_parser("record", help="answer prompts under every policy")
+    recorder.add_argument("corpora", type=Path)
+    recorder.add_argument("--target", choices=targets, default=targets[0])
+    recorder.add_argument("--out", type=Path, required=True)
+    recorder.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
+    recorder.add_argument("--per-domain", type=int, default=per_domain)
+    recorder.add_argument("--domains", nargs="+", help="default: all that have experts")
+    recorder.add_argument("--jobs", type=int, default=1)
+    recorder.set_defaults(command=record)
+    reporter = either.add_parser("report", help="tables and pictures of what is there")
+    reporter.add_argument("out", type=Path)
+    reporter.add_argument("--seed", type=int, default=0, help="of the bootstrap and the replays")
+    reporter.set_defaults(command=report)
+    return parser, recorder, reporter
+
+
 def run(parsed: Callable[[], argparse.Namespace]) -> None:
     """Do what the command line says; errors are one line, and SIGTERM ends workers too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

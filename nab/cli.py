@@ -34,10 +34,6 @@ COMPARED = ["normal-hedge", "hedge"]
 TIMED = ["normal-hedge", "normal-hedge argmax"]
 """Those of the time objective."""
 
-LAZY_EVERY, LAZY_ABOVE, LAZY_SPAN = 8, 0.2, 16
-"""How seldom the time objective has drafters scored, since that is its largest cost: see docs/theory.md."""
-
-
 EVALUATIONS = ("first", "corrected", "exact")
 """How drafters are scored deep in the draft; see docs/theory.md."""
 
@@ -132,14 +128,10 @@ class Options:
         if not isinstance(selector, Selector):
             return selector
         scored = Corrected(selector, self.draft_len) if self.evaluation == "corrected" else selector
-        timed = self.objective == "time"
-        every = self.lazy or (LAZY_EVERY if timed else 1)
-        if every == 1 and not timed:
-            return scored
-        most = max(every, 128)
-        if timed:
-            return Lazy(scored, every=every, above=LAZY_ABOVE, most=most, span=LAZY_SPAN)
-        return Lazy(scored, every=every, most=most)
+        if self.objective == "time":
+            return replays.seldom(scored, self.lazy)
+        every = self.lazy or 1
+        return scored if every == 1 else Lazy(scored, every=every, most=max(every, 128))
 
     def header(self, session: Session) -> dict[str, Any]:
         """What a reader of the results needs to know to repeat them."""
