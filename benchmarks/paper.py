@@ -44,6 +44,9 @@ LEARNED = {
 }
 """Policies under the token objective, by their names in ``nab replay``."""
 
+LENGTHS = {"length": Length(DRAFT_LEN), "plug-in": Length(DRAFT_LEN, plug_in=True)}
+"""The unbiased estimate of a round's tokens, and the paper's."""
+
 
 def policies(names: list[str]) -> Policies:
     """Every row of the table that decodes: fresh selectors by seed, in the order in which they answer."""
@@ -55,7 +58,10 @@ def policies(names: list[str]) -> Policies:
         **{f"{FIXED}{name}": partial(fixed, row) for name, row in zip(names, np.eye(n), strict=True)},
         "uniform": known["uniform"].make,
         **{name: known[replayed].make for name, replayed in LEARNED.items()},
-        "normal-hedge length": replays.policies(n, DRAFT_LEN, Length(DRAFT_LEN))["normal-hedge"].make,
+        **{
+            f"normal-hedge {name}": replays.policies(n, DRAFT_LEN, objective)["normal-hedge"].make
+            for name, objective in LENGTHS.items()
+        },
         "normal-hedge time": lambda seed: replays.seldom(timed(seed)),
     }
 
