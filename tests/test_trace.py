@@ -227,13 +227,31 @@ def test_records_out_of_order_are_named(tmp_path):
             read_trace(path)
 
 
-def test_scores_of_fewer_positions_than_tokens_are_named(tmp_path):
+@pytest.mark.parametrize("scored", [0, 11])
+def test_an_answer_whose_scores_break_off_is_kept_and_named(tmp_path, scored):
     path = tmp_path / "t.jsonl"
     recorded(path, prompts=["red"], policies=["fixed:lookup"])
+    expected = read_trace(path).queries[0]
     *lines, record = path.read_text().splitlines()
-    path.write_text("\n".join([*lines, scores([[0.5, 0.5]] * 11)(record)]) + "\n")
-    with pytest.raises(ValueError, match=f"line {len(lines) + 1}: 11 scored positions of 12 tokens"):
-        read_trace(path)
+    path.write_text("\n".join([*lines, scores([[0.5, 0.5]] * scored)(record)]) + "\n")
+    trace = read_trace(path)
+    (query,) = trace.queries
+    assert (query.tokens, query.metrics, len(query.gamma)) == (expected.tokens, expected.metrics, scored)
+    assert len(query.tokens) == 12
+    assert trace.broken_off == f"{path}: the answer to prompt 1 under fixed:lookup is not complete"
+
+
+def test_ctrl_c_while_positions_are_scored_leaves_a_trace_that_can_be_read(tmp_path, monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nab.measure.Evaluation.__call__", interrupted)
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        recorded(path, prompts=["red"], policies=["fixed:lookup"])
+    trace = read_trace(path)
+    assert [len(query.tokens) for query in trace.queries] == [12]
+    assert "under fixed:lookup is not complete" in trace.broken_off
 
 
 def interleaved(path, batch):

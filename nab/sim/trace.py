@@ -189,8 +189,8 @@ class Trace:
 def read_trace(path: Path | str) -> Trace:
     """Read a trace back, line by line; what ``TraceWriter`` wrote comes back to the last bit.
 
-    A crash leaves a last line that is cut off, or an answer without its last record: what is complete is
-    kept, and ``broken_off`` says so.
+    A crash leaves a last line that is cut off, or an answer without its last record, Ctrl-C an answer of
+    which not all positions are scored: what is complete is kept, and ``broken_off`` says so.
 
     Raises:
         ValueError: naming the file and the line that is no record of a trace: no JSON, not UTF-8, of another
@@ -227,6 +227,7 @@ class _Reader:
         self.header = header
         self.queries: dict[tuple[int, str], TracedQuery] = {}
         self._open: dict[tuple[Any, ...], _Answer] = {}
+        self._short: list[tuple[int, str]] = []
 
     def take(self, record: dict[str, Any]) -> None:
         """One record behind the header."""
@@ -241,8 +242,10 @@ class _Reader:
         if kind == "round":
             answer.add(rest)
         else:
-            self.queries[where[:2]] = answer.closed(rest)
+            self.queries[where[:2]] = ended = answer.closed(rest)
             del self._open[where]
+            if "gamma" in rest and len(ended.gamma) < answer.tokens:
+                self._short.append(where[:2])
 
     def _begin(self, where: tuple[Any, ...]) -> None:
         if len(self._open) == self.header.get("batch", 1):
@@ -254,10 +257,10 @@ class _Reader:
         self.queries[where[:2]] = answer.closed(None)  # which keeps its place among them
 
     def close(self) -> list[tuple[int, str]]:
-        """End what is open; the numbers and policies of these answers."""
+        """End what is open; the numbers and policies of answers without their last record or all scores."""
         ended = {where[:2]: answer.closed(None) for where, answer in self._open.items()}
         self.queries.update(ended)
-        return list(ended)
+        return [*self._short, *ended]
 
 
 class _Answer:
@@ -284,8 +287,8 @@ class _Answer:
         if metrics and ("gamma" in metrics or "realised" in metrics):
             gamma, realised = _scores(metrics, self.n)
             unscored = self.tokens - self.scored
-            # Ctrl-C may come between a round and its record
-            if not 0 <= len(gamma) - unscored <= self.header["draft_len"] + 1:
+            # Ctrl-C may come between a round and its record, and while what is left is scored
+            if len(gamma) - unscored > self.header["draft_len"] + 1:
                 raise ValueError(
                     f"{len(gamma)} scored positions of {unscored} tokens that rounds left unscored"
                 )
