@@ -30,6 +30,7 @@ from nab import replays
 from nab.experiment import FIXED, PLAIN, Experiment
 from nab.losses import Length, Time, Token
 from nab.prompts import Prompt
+from nab.selector import seldom
 from nab.sim.trace import TraceWriter
 
 PER_DOMAIN = 20
@@ -62,7 +63,7 @@ def policies(names: list[str]) -> Policies:
             f"normal-hedge {name}": replays.policies(n, DRAFT_LEN, objective)["normal-hedge"].make
             for name, objective in LENGTHS.items()
         },
-        "normal-hedge time": lambda seed: replays.seldom(timed(seed)),
+        "normal-hedge time": lambda seed: seldom(timed(seed)),
     }
 
 

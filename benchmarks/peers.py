@@ -17,8 +17,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 import nab
 from nab.backends.stack import stacked
 from nab.backends.torch import CausalLM, Warper
-from nab.replays import seldom
-from nab.selector import argmax
+from nab.selector import argmax, seldom
 
 FLASHSPEC = "flashspec"
 INSTALL = f"pip install --no-deps {FLASHSPEC}==0.3.1, and pydantic"

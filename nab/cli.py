@@ -21,7 +21,7 @@ from nab import prompts as prompt_files
 from nab.console import View, comparison_table, console_for, guarded, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.prompts import Prompt
-from nab.selector import Chooses, Constant, Corrected, Lazy, Selector
+from nab.selector import Chooses, Constant, Corrected, Lazy, Selector, seldom
 from nab.sim.trace import TraceWriter, environment
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Options:
             return selector
         scored = Corrected(selector, self.draft_len) if self.evaluation == "corrected" else selector
         if self.objective == "time":
-            return replays.seldom(scored, self.lazy)
+            return seldom(scored, self.lazy)
         every = self.lazy or 1
         return scored if every == 1 else Lazy(scored, every=every, most=max(every, 128))
 

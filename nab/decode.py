@@ -183,7 +183,7 @@ def decode(
         levels = _levels(selector, draft_len)
         shape = cut(levels) if 0 < levels < draft_len else scheme
         draws, tests = uniforms[: scheme.nodes], uniforms[scheme.nodes :]
-        work = partial(_proposed, shape, tokens, draws, like, itself=itself is not None)
+        work = partial(proposed, shape, tokens, draws, like, itself=itself is not None)
         draft = (pool.call(choice, work) if levels else None) or Draft([], [], [])
         clock.append(perf_counter())
 
@@ -214,7 +214,7 @@ def _levels(selector: Chooses, draft_len: int) -> int:
     return asked
 
 
-def _proposed(
+def proposed(
     scheme: Scheme,
     tokens: Sequence[int],
     uniforms: Sequence[Any],
@@ -247,11 +247,21 @@ def _tested(target: LanguageModel, tokens: Sequence[int], draft: Draft, uniforms
 
 
 def until(
-    rounds: Iterable[Round], *, max_new_tokens: int, stop_tokens: Iterable[int] = ()
+    rounds: Iterable[Round],
+    *,
+    max_new_tokens: int,
+    stop_tokens: Iterable[int] = (),
+    ends: Callable[[int], bool] | None = None,
 ) -> Iterator[Round]:
     """Cut ``rounds`` behind the first stop token, or at ``max_new_tokens`` tokens, also inside a round.
 
     The stop token is kept. Cut positions disappear from ``gamma`` and ``realised`` too.
+
+    Args:
+        rounds: as ``decode`` gives them.
+        max_new_tokens: at least 1.
+        stop_tokens: those that end an answer.
+        ends: is told each kept token in turn, and whether the answer ends with it is what it returns.
 
     Raises:
         ValueError: if ``max_new_tokens`` is below 1.
@@ -260,11 +270,14 @@ def until(
     if left < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     for round_ in rounds:
-        stops = [k + 1 for k, token in enumerate(round_.emitted) if token in stop_tokens]
-        keep = min([left, len(round_.emitted), *stops])
+        keep, ended = 0, False
+        while not ended and keep < len(round_.emitted):
+            token = round_.emitted[keep]
+            keep += 1
+            ended = (ends is not None and ends(token)) or keep == left or token in stop_tokens
         left -= keep
         yield _cut(round_, len(round_.emitted) - keep)
-        if left == 0 or stops:
+        if ended:
             return
 
 

@@ -12,7 +12,7 @@ from nab import learners
 from nab.experiment import FIXED, PLAIN
 from nab.learners import bandits
 from nab.losses import Length, Time, Token, expected_rounds
-from nab.selector import BanditSelector, Chooses, Constant, Lazy, Pick, Selector, Skips, argmax, draw
+from nab.selector import BanditSelector, Chooses, Constant, Pick, Selector, argmax, draw
 from nab.sim.regret import lost
 from nab.sim.replay import Replayed, replay, round_lengths
 from nab.sim.trace import Trace, TracedQuery
@@ -50,12 +50,6 @@ OBJECTIVES: dict[str, Callable[[int], Objective]] = {
 
 TIMED = "normal-hedge"
 """Learner whose mode is played too under the time objective, where drawing costs most."""
-
-
-def seldom(selector: Skips, every: int | None = None) -> Lazy:
-    """As under the time objective, where having drafters scored costs most: see docs/theory.md."""
-    every = every or 8
-    return Lazy(selector, every=every, above=0.2, most=max(every, 128), span=16)
 
 
 class Policy(NamedTuple):

@@ -498,6 +498,12 @@ class Lazy(Wrapped):
         return min(2 * self._wait, self._most)
 
 
+def seldom(selector: Skips, every: int | None = None) -> Lazy:
+    """As under the time objective, where having drafters scored costs most: see docs/theory.md."""
+    every = every or 8
+    return Lazy(selector, every=every, above=0.2, most=max(every, 128), span=16)
+
+
 class Corrected(Wrapped):
     """Corrects acceptance at depth by what drafters did on the rounds that they really drafted.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from nab.backends.torch import CausalLM, Certain, Lifted, Warper, early_exit
 from nab.types import LanguageModel
 
 EARLY_EXIT_LAYERS = 2
+FOR_ANY_TARGET = ("lookup", "early-exit")
+"""Names of drafters that need nothing but the target."""
+
 DATA = Path(str(files("nab") / "data"))
 NGRAMS = DATA / "ngrams"
 
@@ -67,24 +70,22 @@ def build(
         OSError: if a folder lacks a file.
     """
     pool: dict[str, LanguageModel] = {}
-    available = shipped(target)
     for name in names:
         label = Path(name).name.removesuffix(".safetensors")
         if label in pool:
             raise ValueError(f"drafter {label} is named twice")
-        pool[label] = _build(name, available, target, model, warper or model.warper)
+        pool[label] = _build(name, target, model, warper or model.warper)
     if not pool:
         raise ValueError("the pool needs at least one drafter")
     return pool
 
 
-def _build(
-    name: str, available: Mapping[str, Path], target: Pretrained, model: CausalLM, warper: Warper
-) -> LanguageModel:
+def _build(name: str, target: Pretrained, model: CausalLM, warper: Warper) -> LanguageModel:
     if name == "lookup":
-        return _lifted(Lookup(target.vocab_size), model, warper, name, Certain)
+        return lifted(Lookup(target.vocab_size), model, warper, name, Certain)
     if name == "early-exit":
         return CausalLM(early_exit(model.model, EARLY_EXIT_LAYERS), warper, name=name)
+    available = shipped(target)
     path = available.get(name) or Path(name).expanduser()
     if path.is_file():
         return _read(path, name, target, model, warper)
@@ -99,7 +100,7 @@ def _build(
             sizes = f"{drafter.vocab_size} logits, the target {target.name} {target.vocab_size}"
             raise ValueError(f"drafter {name} has {sizes}")
         return CausalLM(drafter.model, warper, name=path.name)
-    known = ", ".join(["lookup", "early-exit", *available])
+    known = ", ".join([*FOR_ANY_TARGET, *available])
     raise ValueError(
         f"no drafter {name!r} for the target {target.name}: choose from {known}, or give a file or a "
         "transformers folder"
@@ -113,7 +114,7 @@ def _read(file: Path, name: str, target: Pretrained, model: CausalLM, warper: Wa
         raise ValueError(f"drafter {name} {misfit} the target {target.name}")
     kind = metadata.get("kind", "ngram")
     if kind == "ngram":
-        return _lifted(read_ngram(file), model, warper, name)
+        return lifted(read_ngram(file), model, warper, name)
     if kind == "standalone":
         drafter = load_llama(file).to(model.model.device, model.model.dtype)
         return CausalLM(drafter, warper, name=name)
@@ -137,9 +138,10 @@ def _misfit(metadata: dict[str, str], target: Pretrained) -> str:
     return ""
 
 
-def _lifted(
+def lifted(
     drafter: LanguageModel, model: CausalLM, warper: Warper, name: str, kind: type[Lifted] = Lifted
 ) -> Lifted:
+    """A numpy model where the target is, in the dtype of its laws."""
     dtype = torch.float64 if model.model.dtype == torch.float64 else torch.float32
     return kind(drafter, warper, model.model.device, dtype, name)
 

@@ -6,7 +6,7 @@ The engine knows nothing about text: token ids in, laws out. Each model owns a K
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -88,6 +88,11 @@ class Warper:
         return best if vocabulary is None else vocabulary.gather(-1, best)
 
 
+Process = Callable[[Tensor, Callable[[], Tensor]], Tensor]
+"""Changes logits ``(rows, vocab)`` given the text, ids ``(1, length)``: row r is behind all of it but for the
+last ``rows - 1 - r`` tokens."""
+
+
 class CausalLM:
     """A transformers causal language model as a ``LanguageModel`` on its own device and dtype.
 
@@ -118,6 +123,8 @@ class CausalLM:
         self.model.train(False)
         self.device = model.device  # which transformers looks for anew each time
         self.warper = warper or Warper()
+        self.process: Process | None = None
+        """What is done to logits before the warper has them; a member of a stack has none."""
         self.name = name
         self.stack: Stack | None = None
         self.keeps = False  # a stack need not keep its hidden states
@@ -191,7 +198,26 @@ class CausalLM:
                 token of the chain, -1 the last; else an earlier node. Siblings may be alike. A row is the law
                 of the token behind an entry, given the path to it.
         """
-        return self.warper(self.logits(tokens, start, parents))
+        logits = self.logits(tokens, start, parents)
+        if self.process is None:
+            return self.warper(logits)
+        unprocessed = iter(logits)
+
+        def part(path: Sequence[int], start: int) -> Tensor:
+            of = torch.stack([next(unprocessed) for _ in range(start, len(path) + 1)])
+            return self._processed(of[None], path)[0]
+
+        return self.warper(torch.cat(by_path(part, tokens, start, parents or ())))
+
+    def _processed(self, logits: Tensor, tokens: Sequence[int], drawn: Sequence[Tensor] = ()) -> Tensor:
+        """Of logits ``(1, rows, vocab)``, the last one behind ``tokens`` and what was ``drawn`` since."""
+        if self.process is None:
+            return logits
+
+        def ids() -> Tensor:
+            return torch.cat([torch.tensor([tokens], device=self.device), *drawn], 1)
+
+        return self.process(logits[0], ids)[None]
 
     @torch.inference_mode()
     def draft(self, tokens: Sequence[int], levels: int, like: Tensor, uniforms: Sequence[float]) -> Drafted:
@@ -215,11 +241,16 @@ class CausalLM:
 
         with self._cache.reading(Tree(list(tokens)), len(tokens) - 1) as kept:
             known = torch.tensor([tokens[kept:]], device=self.device)
-            first, reached = self._read(known, None, kept, 1), count(len(tokens))
+            first, reached, drawn = self._read(known, None, kept, 1), count(len(tokens)), list[Tensor]()
+
+            def read(ids: Tensor) -> Tensor:
+                drawn.append(ids)
+                return self._processed(self._read(ids, None, next(reached), 1), tokens, drawn)
+
             drafted = chains.chain(
                 self.warper,
-                first,
-                lambda ids: self._read(ids, None, next(reached), 1),
+                self._processed(first, tokens),
+                read,
                 like=like,
                 uniforms=uniforms[:levels],
                 tell=tell,
@@ -248,6 +279,7 @@ class CausalLM:
         with self._cache.reading(Tree(list(tokens)), start - 1) as kept:
             known = torch.tensor([tokens[kept:]], device=self.device)
             logits = self._read(torch.cat([known, draft.ids], 1), None, kept, drafted + 1)
+        logits = self._processed(logits, tokens, [draft.ids])
         p = None if self.warper.temperature == 0 else self.warper(logits)
         found = chains.agreed(draft, logits) if p is None else chains.tested(draft, p, uniforms)
         if not found.sound:
@@ -327,6 +359,7 @@ class CausalLM:
         with self._cache.reading(tree, start - 1) as kept:
             ids = torch.tensor([tokens[kept:-1]], device=self.device)
             logits = self._read(ids, None, kept, len(tokens) - start)
+        logits = self._processed(logits, tokens[:-1])
         return rows.acceptance(p, self.warper.drafted(logits), tokens[start:])
 
     def _borrow(self, tokens: Sequence[int]) -> None:

@@ -1,0 +1,151 @@
+"""Drafters for a model of transformers that its user has loaded, and selectors over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from nab.backends import pool
+from nab.backends.heads import Head
+from nab.backends.pretrained import Pretrained
+from nab.backends.torch import CausalLM, Lifted, Warper
+from nab.checks import whole
+from nab.losses import Time
+from nab.selector import Chooses, Selector, argmax, draw, seldom
+from nab.types import LanguageModel, Learner, Objective
+
+Drafter = PreTrainedModel | LanguageModel | str | Path
+"""A model of transformers, a numpy model, or a name or path as ``nab.backends.pool.build`` takes it."""
+
+
+class Members:
+    """Drafters that follow a target, whichever it is.
+
+    Args:
+        drafters: by name, or in a sequence.
+        tokenizer: the target's; without it the names are ``lookup`` and ``early-exit``.
+
+    Raises:
+        ValueError: on no drafter, or a name without tokenizer.
+    """
+
+    def __init__(self, drafters: Sequence[Drafter] | Mapping[str, Drafter], tokenizer: Any = None) -> None:
+        if isinstance(drafters, str | Path | PreTrainedModel):
+            raise ValueError(f"drafters must be a sequence or a mapping, got {type(drafters).__name__}")
+        named = drafters if isinstance(drafters, Mapping) else _named(drafters)
+        if not named:
+            raise ValueError("drafters must be at least one, got none")
+        for each in named.values():
+            if tokenizer is None and isinstance(each, str | Path) and each not in pool.FOR_ANY_TARGET:
+                known = " and ".join(pool.FOR_ANY_TARGET)
+                raise ValueError(
+                    f"drafter {str(each)!r} needs the target's tokenizer: without, there are {known}"
+                )
+        self._given, self._tokenizer = dict(named), tokenizer
+        self._target: CausalLM | None = None
+        self._drafters: dict[str, LanguageModel] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The drafters', in the order of their indices."""
+        return list(self._given)
+
+    def of(
+        self, model: PreTrainedModel, config: GenerationConfig
+    ) -> tuple[CausalLM, dict[str, LanguageModel]]:
+        """The target and its drafters by name, whose laws are tempered as ``config`` says.
+
+        They are made once for a model, and read on where they were.
+
+        Raises:
+            ValueError: on a model that cannot be rewound, or a drafter that does not fit it.
+        """
+        if self._target is None or self._target.model is not model:
+            name = _name(model)
+            self._target = CausalLM(model, name=name)
+            pretrained = Pretrained(name, model, self._tokenizer)
+            self._drafters = {
+                name: self._made(name, each, pretrained, self._target) for name, each in self._given.items()
+            }
+        # what processors do to logits is done before; numpy models and heads have a warper alone
+        warper = _warper(config)
+        alike = Warper() if config.do_sample else Warper(0)
+        self._target.warper = alike
+        for name, each in self._drafters.items():
+            if isinstance(each, CausalLM):
+                each.warper = alike
+            elif isinstance(each, Head):
+                each.warper = warper
+            elif isinstance(each, Lifted):
+                self._drafters[name] = replace(each, warper=warper)
+        return self._target, self._drafters
+
+    def _made(self, name: str, given: Drafter, pretrained: Pretrained, target: CausalLM) -> LanguageModel:
+        if isinstance(given, str | Path):
+            (made,) = pool.build([str(given)], pretrained, target).values()
+            return made
+        if isinstance(given, PreTrainedModel):
+            own, wanted = given.config.get_text_config().vocab_size, pretrained.vocab_size
+            if own != wanted:
+                raise ValueError(
+                    f"drafter {name} has another vocabulary than the target: {own} tokens, not {wanted}"
+                )
+            return CausalLM(given, name=name)
+        if isinstance(given, CausalLM | Head | Lifted):
+            raise ValueError(
+                f"drafter {name} must be a model of transformers or of numpy, got a {type(given).__name__}"
+            )
+        return pool.lifted(given, target, target.warper, name)
+
+
+def _named(drafters: Sequence[Drafter]) -> dict[str, Drafter]:
+    """Names for drafters: their own, with a number where several have the same."""
+    found: dict[str, Drafter] = {}
+    for each in drafters:
+        if isinstance(each, PreTrainedModel):
+            name = _name(each)
+        else:
+            name = Path(each).name if isinstance(each, str | Path) else type(each).__name__
+        same = sum(known.split("#")[0] == name for known in found)
+        found[f"{name}#{same + 1}" if same else name] = each
+    return found
+
+
+def _name(model: PreTrainedModel) -> str:
+    return Path(model.name_or_path or "").name or type(model).__name__
+
+
+def _warper(config: GenerationConfig) -> Warper:
+    if not config.do_sample:
+        return Warper(0)
+    temperature = 1.0 if config.temperature is None else config.temperature
+    return Warper(temperature, config.top_k or 0, config.top_p or 1.0)
+
+
+class Selecting:
+    """Makes a fresh selector for every answer.
+
+    Args:
+        learner: of the selectors.
+        draft_len: at least 1.
+        objective: None is seconds per token, whose costs all selectors share; then drafters are scored now
+            and then (``nab.selector.seldom``) and the mode is played.
+
+    Raises:
+        ValueError: on a draft length below 1.
+    """
+
+    def __init__(self, learner: Learner[Any], draft_len: int, objective: Objective | None) -> None:
+        whole("draft_len", draft_len, 1)
+        self._learner, self._objective = learner, Time(draft_len) if objective is None else objective
+
+    def __call__(self, n: int, seed: Any) -> Chooses:
+        """One over n drafters."""
+        timed = isinstance(self._objective, Time)
+        pick = argmax if timed else draw
+        selector = Selector(self._learner, n, objective=self._objective, pick=pick, rng=seed)
+        return seldom(selector) if timed else selector
