@@ -1,0 +1,310 @@
+"""nab inside transformers' ``generate``: the same ids, scores and stops as without it."""
+
+from functools import cache
+
+import pytest
+import tiny
+import torch
+from transformers import (
+    EosTokenCriteria,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from nab.backends.assisted import HOOK, Candidates
+from nab.backends.drafters import NGram
+from nab.backends.hf import Speculative
+from nab.backends.torch import early_exit
+from nab.losses import Length, Token
+
+PAD, LENGTH, EPS = 0, 24, torch.finfo(torch.float32).eps
+ROW = torch.randint(1, tiny.VOCAB, (1, 20), generator=torch.Generator().manual_seed(0))
+OBJECTIVES = {"token": Token(), "length": Length(4), "time": None}
+PROCESSED = {
+    "none": {},
+    "penalties": {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_new_tokens": 8},
+    "forced": {
+        "forced_eos_token_id": 5,
+        "suppress_tokens": [3, 4],
+        "sequence_bias": {(7,): 3.0, (9, 8): 1.0},
+    },
+    "decayed": {
+        "exponential_decay_length_penalty": (4, 1.1),
+        "eos_token_id": 11,
+        "bad_words_ids": [[6], [2, 1]],
+    },
+}
+every_architecture = pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+
+
+@cache
+def models(architecture):
+    """The target, a copy that agrees with it often, one that seldom does, and its first layers."""
+    model = tiny.ARCHITECTURES[architecture]().train(False)
+    return model, tiny.perturbed(model, 0.015), tiny.perturbed(model, 0.5), early_exit(model, 2)
+
+
+def drafters(architecture):
+    table = NGram.fit([ROW[0].numpy()] * 2, tiny.VOCAB)
+    return {
+        **dict(zip(["near", "far", "shallow"], models(architecture)[1:], strict=True)),
+        "lookup": "lookup",
+        "table": table,
+    }
+
+
+def padded(*lengths):
+    """Rows of ``ROW`` of these lengths, padded on the left."""
+    width = max(lengths)
+    ids, mask = torch.full((len(lengths), width), PAD), torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, width - length :], mask[row, width - length :] = ROW[0, :length], 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def both(architecture, inputs, hook, **options):
+    """Outputs of ``generate`` without and with a hook."""
+    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH} | options
+    model = models(architecture)[0]
+    return model.generate(**inputs, **options), model.generate(**inputs, **options, custom_generate=hook)
+
+
+@every_architecture
+@pytest.mark.parametrize("processed", PROCESSED)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_ids_and_scores_are_those_of_generate(architecture, processed, objective):
+    hook = Speculative(drafters(architecture), objective=OBJECTIVES[objective])
+    kept = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    plain, found = both(architecture, padded(20), hook, **PROCESSED[processed], **kept)
+    assert found.sequences.tolist() == plain.sequences.tolist()
+    for ours, theirs in ((found.scores, plain.scores), (found.logits, plain.logits)):
+        assert len(ours) == len(theirs)
+        # float64 rounded to float32 in other orders of summation, then at most three operations
+        torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=4 * EPS, atol=0)
+    assert found.metrics["num_tokens"] == found.sequences.shape[1] - 20
+    if objective != "time":  # which may find that nothing is worth drafting
+        assert found.metrics["mean_acceptance_length"] > 1
+
+
+@every_architecture
+@pytest.mark.parametrize("processed", PROCESSED)
+def test_ragged_rows_are_those_of_generate(architecture, processed):
+    hook = Speculative(drafters(architecture), objective=Token())
+    plain, found = both(architecture, padded(20, 3, 11), hook, **PROCESSED[processed])
+    assert found.tolist() == plain.tolist()
+    assert len(hook.queries) == 3
+
+
+@every_architecture
+@pytest.mark.parametrize("new", [1, 2, 3, 7])
+def test_an_answer_may_end_inside_a_draft(architecture, new):
+    """By its length; by a token that the target and a copy of it agree on; by either of two tokens."""
+    same = Speculative([models(architecture)[0]], objective=Token())  # accepts all of each draft
+    plain, found = both(architecture, padded(20), same, max_new_tokens=new)
+    assert found.tolist() == plain.tolist()
+    assert [len(round_.emitted) for round_ in same.queries[0].rounds] == {1: [1], 2: [2], 3: [3], 7: [5, 2]}[
+        new
+    ]
+    whole = both(architecture, padded(20), same)[0][0, 20:].tolist()
+    for ends in (whole[new], [tiny.VOCAB - 2, whole[new]]):
+        plain, found = both(architecture, padded(20, 9), same, eos_token_id=ends)
+        assert found.tolist() == plain.tolist()
+
+
+class Switched(LogitsProcessor):
+    """Bans the tokens of a row's last two, and more in row 1: depends on ids and on the row."""
+
+    def __call__(self, input_ids, scores):
+        banned = scores.scatter(1, input_ids[:, -2:], -torch.inf)
+        banned[1:, ::2] = -torch.inf
+        return banned
+
+
+class Sum(StoppingCriteria):
+    """Ends a row at a token that depends on the one before it."""
+
+    def __call__(self, input_ids, scores, **_):
+        return input_ids[:, -2:].sum(1) % 7 == 0
+
+
+def test_processors_and_criteria_of_ones_own():
+    hook = Speculative(drafters("llama"), objective=Token())
+    own = {
+        "logits_processor": LogitsProcessorList([Switched()]),
+        "stopping_criteria": StoppingCriteriaList([Sum(), EosTokenCriteria(torch.tensor([77]))]),
+    }
+    plain, found = both("llama", padded(20, 12), hook, **own)
+    assert found.tolist() == plain.tolist()
+    assert found.shape[1] < 20 + LENGTH
+    allowed = {"prefix_allowed_tokens_fn": lambda row, ids: range(1, 40) if row else range(40, 90)}
+    plain, found = both("llama", padded(20, 12), hook, **allowed)
+    assert found.tolist() == plain.tolist()
+
+
+def test_criteria_are_shown_the_scores_so_far():
+    seen = []
+
+    class Watching(StoppingCriteria):
+        def __call__(self, input_ids, scores, **_):
+            seen.append((input_ids.tolist(), scores and [each.argmax().item() for each in scores]))
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    hook = Speculative(drafters("llama"), objective=Token())
+    criteria = {"stopping_criteria": StoppingCriteriaList([Watching()])}
+    both("llama", padded(20), hook, **criteria)
+    kept = {"return_dict_in_generate": True, "output_scores": True}
+    both("llama", padded(20), hook, **criteria, **kept)
+    parts = [seen[k * LENGTH : (k + 1) * LENGTH] for k in range(4)]
+    assert parts[0] == parts[1]
+    assert parts[2] == parts[3]
+    assert [scores for _, scores in parts[0]] == [None] * LENGTH
+    assert parts[2][-1][1] == parts[2][-1][0][0][20:]
+
+
+class Listener(BaseStreamer):
+    def __init__(self):
+        self.heard, self.ended = [], False
+
+    def put(self, value):
+        self.heard.extend(value.flatten().tolist())
+
+    def end(self):
+        self.ended = True
+
+
+def test_a_streamer_hears_every_token():
+    streamer = Listener()
+    hook = Speculative(drafters("llama"), streamer=streamer)
+    found = both("llama", padded(20), hook)[1]
+    assert streamer.heard == found[0].tolist()
+    assert streamer.ended
+    with pytest.raises(ValueError, match="a streamer shows one row, got a batch of 2"):
+        both("llama", padded(20, 3), hook)
+
+
+def test_sampled_texts_repeat_with_torchs_seed():
+    hook = Speculative(drafters("llama"), objective=Token())
+    texts = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        texts.append(
+            both("llama", padded(20), hook, do_sample=True, temperature=0.7, top_k=50, top_p=0.9)[1].tolist()
+        )
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_num_return_sequences_are_rows():
+    hook = Speculative(drafters("llama"), objective=Token())
+    found = both("llama", padded(20), hook, do_sample=True, num_return_sequences=3)[1]
+    assert len({tuple(row) for row in found.tolist()}) == 3
+
+
+def test_metrics_are_of_the_whole_answer():
+    """Also where a lazy selector left positions out, and of the same drafters under the same processors."""
+    model = models("llama")[0]
+    alike = Speculative({"same": model, "far": models("llama")[2]})
+    both("llama", padded(20, 9), alike, repetition_penalty=1.3)
+    metrics = alike.metrics
+    assert metrics["num_tokens"] == 2 * LENGTH
+    assert all(len(query.scores()[0]) == LENGTH for query in alike.queries)
+    assert metrics["single_drafters"]["same"] == 2 * LENGTH / (2 * -(-LENGTH // 5))
+    assert Speculative(["lookup"]).metrics == {}
+
+
+def test_a_hook_follows_another_model_and_other_settings():
+    hook = Speculative(["lookup", "early-exit"], objective=Token())
+    for architecture, options in (
+        ("llama", {}),
+        ("gpt2", {}),
+        ("gpt2", {"repetition_penalty": 1.5}),
+        ("gpt2", {}),
+    ):
+        plain, found = both(architecture, padded(20), hook, **options)
+        assert found.tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "greedy search or sampling, got beam_search"),
+        ({"prompt_lookup_num_tokens": 3}, "greedy search or sampling, got assisted_generation"),
+        ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions and"),
+        ({"guidance_scale": 1.5}, "UnbatchedClassifierFreeGuidanceLogitsProcessor keeps a state"),
+        ({"position_ids": torch.arange(5, 25)[None]}, "position_ids must count"),
+        ({"attention_mask": torch.tensor([[1] * 10 + [0] * 10])}, "padding on the left alone"),
+        ({"attention_mask": torch.tensor([[1, 0] * 10])}, "padding on the left alone"),
+        ({"token_type_ids": torch.ones(1, 20, dtype=torch.long)}, "token_type_ids is unknown"),
+    ],
+)
+def test_what_is_not_known_is_named(options, message):
+    model = models("gpt2")[0] if "token_type_ids" in options else models("llama")[0]
+    with pytest.raises(ValueError, match=message):
+        model.generate(**{**padded(20), **options}, max_new_tokens=4, custom_generate=Speculative(["lookup"]))
+
+
+def test_models_that_do_not_fit_are_named():
+    encoder = T5ForConditionalGeneration(
+        T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    )
+    with pytest.raises(ValueError, match="only decoders can be speculated for, got T5"):
+        encoder.generate(
+            ROW % 20, max_new_tokens=4, custom_generate=Speculative(["lookup"]), decoder_start_token_id=0
+        )
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(
+        ValueError, match="drafter small has another vocabulary than the target: 100 tokens, not 257"
+    ):
+        both("llama", padded(20), Speculative({"small": other}))
+    for given, message in (
+        ([], "drafters must be at least one, got none"),
+        ("lookup", "drafters must be a sequence or a mapping, got str"),
+        (["json"], "drafter 'json' needs the target's tokenizer: without, there are lookup and early-exit"),
+    ):
+        for hook in (Speculative, Candidates):
+            with pytest.raises(ValueError, match=message):
+                hook(given)
+    with pytest.raises(ValueError, match=r"draft_len must be .*at least 1, got 0"):
+        Speculative(["lookup"], draft_len=0)
+
+
+def test_drafters_of_one_kind_have_names_of_their_own():
+    hook = Speculative([models("llama")[1], models("llama")[2], "lookup"], objective=Token())
+    both("llama", padded(20), hook)
+    assert list(hook.metrics["choice_share"]) == ["LlamaForCausalLM", "LlamaForCausalLM#2", "lookup"]
+
+
+@every_architecture
+@pytest.mark.parametrize("processed", PROCESSED)
+def test_transformers_verifies_candidates(architecture, processed):
+    for objective in OBJECTIVES.values():
+        candidates = Candidates(drafters(architecture), objective=objective)
+        options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH, **PROCESSED[processed]}
+        model = models(architecture)[0]
+        found = candidates.generate(model, **padded(20), **options)
+        assert found.tolist() == model.generate(**padded(20), **options).tolist()
+        assert candidates.query.tokens == found[0, 20:].tolist()
+        assert HOOK not in vars(model)
+
+
+def test_candidates_learn_what_the_loop_learns():
+    """At temperature 0 drafters are scored alike, whoever verifies."""
+    loop, candidates = (kind(drafters("llama"), objective=Token()) for kind in (Speculative, Candidates))
+    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
+    torch.manual_seed(3)
+    models("llama")[0].generate(**padded(20), **options, custom_generate=loop)
+    candidates.generate(models("llama")[0], **padded(20), **options)
+    for ours, theirs in zip(loop.queries[0].scores(), candidates.query.scores(), strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
+def test_another_transformers_is_named(monkeypatch):
+    monkeypatch.setattr("nab.backends.assisted.WANTED", {HOOK: {"input_ids", "gone"}})
+    with pytest.raises(ImportError, match=f"has no {HOOK} of gone: use nab.backends.hf.Speculative"):
+        Candidates(["lookup"]).generate(models("llama")[0], **padded(20))
