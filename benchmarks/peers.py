@@ -7,14 +7,18 @@ compare one more policy, add a line to ``LEARNING``.
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
-from timing import reading
+from timing import readers, reading
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import nab
+from nab.backends.assisted import Candidates
+from nab.backends.hf import Speculative
+from nab.backends.members import Members
 from nab.backends.stack import stacked
 from nab.backends.torch import CausalLM, Warper
 from nab.selector import argmax, seldom
@@ -102,8 +106,9 @@ def random_prompt(vocab: int, length: int = 64, seed: int = 0) -> list[int]:
     return torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _generated(scene: Scene, **extra: Any) -> Run:
+def _generated(scene: Scene, generate: Any = None, **extra: Any) -> Run:
     """``generate`` of transformers; ``rounds`` is left at the number of tokens."""
+    generate = generate or scene.target.generate
     ids = torch.tensor([scene.prompt], device=scene.target.device)
     sampled = {"do_sample": True, "temperature": scene.temperature, "top_k": 0, "top_p": 1.0}
     options = {
@@ -118,7 +123,7 @@ def _generated(scene: Scene, **extra: Any) -> Run:
 
     def run(seed: int) -> Answer:
         torch.manual_seed(seed)
-        tokens = scene.target.generate(ids, **options)[0, ids.shape[1] :].tolist()
+        tokens = generate(ids, **options)[0, ids.shape[1] :].tolist()
         return Answer(tokens, len(tokens))
 
     return run
@@ -143,6 +148,32 @@ def assisted(scene: Scene) -> Run:
     config.eos_token_id = None
     run = _generated(scene, assistant_model=drafter)
     return lambda seed: run(seed)._replace(rounds=0)
+
+
+def hooked(scene: Scene) -> Run:
+    """``generate`` with ``nab.backends.hf.Speculative``, under the objective that it has by default."""
+    hook = Speculative(scene.drafters, draft_len=scene.draft_len)
+    _watched(hook._members, scene)
+    run = _generated(scene, custom_generate=hook)
+    return lambda seed: run(seed)._replace(rounds=len(hook.queries[0].rounds))
+
+
+def candidates(scene: Scene) -> Run:
+    """Assisted generation with drafts of ``nab.backends.assisted.Candidates``, likewise."""
+    hook = Candidates(scene.drafters, draft_len=scene.draft_len)
+    _watched(hook._members, scene)
+    run = _generated(scene, generate=partial(hook.generate, scene.target))
+    return lambda seed: run(seed)._replace(rounds=len(hook.query.rounds))
+
+
+def _watched(members: Members, scene: Scene) -> None:
+    """Have a hook's readers of watched models watched, as ``reading`` does."""
+
+    def made() -> list[CausalLM]:
+        target, drafters = members.of(scene.target, scene.target.generation_config)
+        return [target, *drafters.values()]
+
+    readers([scene.target, *scene.drafters], made)
 
 
 def flashspec(scene: Scene) -> Run:
@@ -330,4 +361,6 @@ def decoders() -> dict[str, Decoder]:
         **found,
         "bare loop": bare,
         **{f"nab {name}": ours(name) for name in ("constant", *LEARNING)},
+        "nab in generate": hooked,
+        "nab in assisted": candidates,
     }

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from pathlib import Path
 from time import perf_counter, process_time
@@ -56,14 +56,21 @@ def reading(model: Any, warper: Warper) -> CausalLM:
 
     That is from token ids, positions and masks to logits, as ``forward`` is, but for the masks.
     """
-    watched = vars(model).pop("forward", None)
-    reader = CausalLM(model, warper)
-    if watched is not None:
-        model.forward = watched
-        if reader.decoder is not None:
-            clock, kind = watched.watcher
-            clock.watch(kind, reader, "_decoded")
+    (reader,) = readers([model], lambda: [CausalLM(model, warper)])
     return reader
+
+
+def readers(models: Sequence[Any], made: Callable[[], Sequence[CausalLM]]) -> Sequence[CausalLM]:
+    """What is made of watched models, one reader of each: see ``reading``."""
+    watched = [vars(model).pop("forward", None) for model in models]
+    found = made()
+    for model, reader, forward in zip(models, found, watched, strict=True):
+        if forward is not None:
+            model.forward = forward
+            if reader.decoder is not None:
+                clock, kind = forward.watcher
+                clock.watch(kind, reader, "_decoded")
+    return found
 
 
 class _Nothing:
