@@ -5,7 +5,9 @@ from functools import cache
 import pytest
 import tiny
 import torch
+from test_heads import head_model
 from transformers import (
+    AutoModelForCausalLM,
     EosTokenCriteria,
     GPT2Config,
     GPT2LMHeadModel,
@@ -18,10 +20,13 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from nab.backends import int8
 from nab.backends.assisted import HOOK, Candidates
 from nab.backends.drafters import NGram
 from nab.backends.hf import Speculative
+from nab.backends.pretrained import Pretrained
 from nab.backends.torch import early_exit
+from nab.learners import Hedge
 from nab.losses import Length, Token
 
 PAD, LENGTH, EPS = 0, 24, torch.finfo(torch.float32).eps
@@ -272,6 +277,55 @@ def test_models_that_do_not_fit_are_named():
                 hook(given)
     with pytest.raises(ValueError, match=r"draft_len must be .*at least 1, got 0"):
         Speculative(["lookup"], draft_len=0)
+
+
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+
+
+def test_drafters_with_another_tokenizer_are_named(tmp_path):
+    """By what their folders say; also where the target has its tokenizer from elsewhere."""
+    target = loaded(tiny.save(tmp_path / "target", tiny.llama()))
+    fitting = loaded(tiny.save(tmp_path / "fitting", tiny.llama(1)))
+    other = loaded(tiny.save(tmp_path / "other", tiny.llama(2), tiny.tokenizer(missing=1)))
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
+    plain = target.generate(**padded(9), **options)
+    found = target.generate(**padded(9), **options, custom_generate=Speculative([fitting, "lookup"]))
+    assert found.tolist() == plain.tolist()
+    for hook in (Speculative([other]), Speculative([other], tokenizer=tiny.tokenizer())):
+        with pytest.raises(
+            ValueError, match=f"drafter other has another tokenizer than the target, at {tmp_path}"
+        ):
+            target.generate(**padded(9), **options, custom_generate=hook)
+    assert models("llama")[0].generate(**padded(9), **options, custom_generate=Speculative([other])).shape
+
+
+def save_head(file, target):
+    """A random head, as a drafter's file."""
+    head = head_model(target)
+    known = Pretrained("target", target, tiny.tokenizer()).vocabulary
+    about = {"kind": "head", "vocabulary": known, "shape": head.shape.to_json(), "width": "32"}
+    int8.save(head.state_dict(), file, about)
+
+
+@pytest.mark.parametrize("sampled", [{"do_sample": False}, {"do_sample": True, "temperature": 0.7}])
+def test_folders_and_heads_by_name_with_a_tokenizer(tmp_path, sampled):
+    folder = tiny.save(tmp_path / "small", tiny.perturbed(tiny.llama(), 0.015))
+    target = loaded(tiny.save(tmp_path / "target", tiny.llama()))
+    head = tmp_path / "head.safetensors"
+    save_head(head, target)
+    even = Hedge(rate=1e-9)
+    hook = Speculative([head, folder, "lookup"], tokenizer=tiny.tokenizer(), objective=Token(), learner=even)
+    torch.manual_seed(0)
+    options = {"max_new_tokens": LENGTH, "pad_token_id": PAD, **sampled}
+    found = target.generate(**padded(20), **options, custom_generate=hook)
+    assert list(hook.metrics["choice_share"]) == ["head", "small", "lookup"]
+    assert not hook.metrics["benched"]
+    assert all(hook.metrics["choice_share"].values())
+    if not sampled["do_sample"]:
+        assert found.tolist() == target.generate(**padded(20), **options).tolist()
+    with pytest.raises(ValueError, match="drafter head reads hidden states"):
+        Candidates([head], tokenizer=tiny.tokenizer()).generate(target, **padded(20), **options)
 
 
 def test_drafters_of_one_kind_have_names_of_their_own():

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from nab.backends import pool
 from nab.backends.heads import Head
@@ -27,7 +27,8 @@ class Members:
 
     Args:
         drafters: by name, or in a sequence.
-        tokenizer: the target's; without it the names are ``lookup`` and ``early-exit``.
+        tokenizer: the target's; without it the names are ``lookup`` and ``early-exit``, and it is looked for
+            where the target comes from, to be compared with those of drafters.
 
     Raises:
         ValueError: on no drafter, or a name without tokenizer.
@@ -94,6 +95,11 @@ class Members:
                 raise ValueError(
                     f"drafter {name} has another vocabulary than the target: {own} tokens, not {wanted}"
                 )
+            theirs = _vocabulary(pretrained.model, self._tokenizer), _vocabulary(given)
+            if None not in theirs and theirs[0] != theirs[1]:
+                raise ValueError(
+                    f"drafter {name} has another tokenizer than the target, at {given.name_or_path}"
+                )
             return CausalLM(given, name=name)
         if isinstance(given, CausalLM | Head | Lifted):
             raise ValueError(
@@ -109,7 +115,7 @@ def _named(drafters: Sequence[Drafter]) -> dict[str, Drafter]:
         if isinstance(each, PreTrainedModel):
             name = _name(each)
         else:
-            name = Path(each).name if isinstance(each, str | Path) else type(each).__name__
+            name = pool.called(each) if isinstance(each, str | Path) else type(each).__name__
         same = sum(known.split("#")[0] == name for known in found)
         found[f"{name}#{same + 1}" if same else name] = each
     return found
@@ -117,6 +123,19 @@ def _named(drafters: Sequence[Drafter]) -> dict[str, Drafter]:
 
 def _name(model: PreTrainedModel) -> str:
     return Path(model.name_or_path or "").name or type(model).__name__
+
+
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _vocabulary(model: PreTrainedModel, tokenizer: Any = None) -> dict[str, int] | None:
+    """Tokens by name; None where the model does not come from a place with a tokenizer."""
+    source = model.name_or_path
+    try:
+        found = tokenizer or (source and AutoTokenizer.from_pretrained(source, **_LOCAL))
+    except (OSError, ValueError):
+        return None
+    return dict(found.get_vocab()) if found else None
 
 
 def _warper(config: GenerationConfig) -> Warper:

@@ -52,6 +52,11 @@ def split(names: str) -> list[str]:
     return found
 
 
+def called(name: str | Path) -> str:
+    """How reports call a drafter that is given by name or path."""
+    return Path(name).name.removesuffix(".safetensors")
+
+
 def build(
     names: Sequence[str], target: Pretrained, model: CausalLM, warper: Warper | None = None
 ) -> dict[str, LanguageModel]:
@@ -71,7 +76,7 @@ def build(
     """
     pool: dict[str, LanguageModel] = {}
     for name in names:
-        label = Path(name).name.removesuffix(".safetensors")
+        label = called(name)
         if label in pool:
             raise ValueError(f"drafter {label} is named twice")
         pool[label] = _build(name, target, model, warper or model.warper)
