@@ -34,7 +34,10 @@ LAWS = {"prior", "comparator"}
 """Arrays of numbers not below 0 whose sum is 1 (to 1e-9)."""
 
 Arguments = ParamSpec("Arguments")
+"""A bound's, numbers or arrays."""
+
 Result = TypeVar("Result")
+"""A bound's, one number or an array."""
 
 
 def theorem(bound: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
