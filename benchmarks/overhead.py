@@ -4,10 +4,12 @@
 
 Medians and quartiles over repetitions in one interleaved run, one thread. The round is timed with a target
 and drafters that answer at once (laws looked up in a table), so all of it is the loop, the verification, the
-evaluation of every drafter and the learner.
+evaluation of every drafter and the learner. Imports are in fresh interpreters, processor time.
 """
 
 import platform
+import subprocess
+import sys
 from time import perf_counter
 
 import numpy as np
@@ -42,12 +44,20 @@ def round_time(n: int, vocab: int, rounds: int = 20) -> float:
     return (perf_counter() - started) / rounds * 1e3
 
 
+def import_time(module: str) -> float:
+    """Milliseconds of one import."""
+    code = f"from time import process_time as now; t = now(); import {module}; print(now() - t)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(result.stdout) * 1e3
+
+
 def main() -> None:
     cases = {
         f"round, {n} drafters, vocabulary {vocab}, ms": lambda n=n, vocab=vocab: round_time(n, vocab)
         for vocab in (2048, 49152)
         for n in (1, 8)
     }
+    cases |= {f"import {name}, ms": lambda name=name: import_time(name) for name in ("numpy", "nab.learners")}
     times = {name: [] for name in cases}
     for _ in range(REPETITIONS):
         for name, measure in cases.items():

@@ -21,6 +21,8 @@ from nab.sim.replay import replay, round_lengths
 from nab.types import Floats, LanguageModel, Objective
 
 REPLAYS = 8
+"""Of each answer, for ``replayed_acceptance_length``."""
+
 _TOGETHER = 64  # positions that are scored at once when an answer has ended
 
 

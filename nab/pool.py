@@ -13,6 +13,7 @@ import numpy as np
 from nab.types import Accepts, Floats, LanguageModel
 
 T = TypeVar("T")
+"""What a call of a drafter gives."""
 
 THREAD = "nab drafters"
 """Name of the thread that drafters with a limit run in."""

@@ -19,6 +19,7 @@ propose there.
 """
 
 State = TypeVar("State")
+"""Of a learner or bandit: a ``NamedTuple`` of arrays and plain numbers."""
 
 
 def as_floats(values: Any) -> Floats:
@@ -146,7 +147,7 @@ class DepthAware(LanguageModel, Protocol):
 class Verified(NamedTuple):
     """What came of a draft.
 
-    Args:
+    Attributes:
         drafted: number of its tokens.
         emitted: those accepted, and the next one.
         laws: gives the target's at ``emitted``, ``(len(emitted), vocab)``.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+"""Of any dtype."""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,16 @@ from nab.backends.torch import CausalLM, Certain, Lifted, Warper, early_exit
 from nab.types import LanguageModel
 
 EARLY_EXIT_LAYERS = 2
+"""Layers of the target that ``early-exit`` drafts with."""
+
 FOR_ANY_TARGET = ("lookup", "early-exit")
 """Names of drafters that need nothing but the target."""
 
 DATA = Path(str(files("nab") / "data"))
+"""What comes with the package: a folder a target, and ``NGRAMS``."""
+
 NGRAMS = DATA / "ngrams"
+"""The n-gram models for SmolLM2's tokens."""
 
 
 def shipped(target: Pretrained) -> dict[str, Path]:

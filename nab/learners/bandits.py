@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from nab.checks import checked, whole
 from nab.learners.border import checked_arms, checked_losses, checked_rate, zeros
-from nab.learners.columns import greatest, least, total
+from nab.learners.columns import greatest, least, quadrature, total
 from nab.learners.hedge import Hedge, HedgeState, softmin
 from nab.types import Floats
 
@@ -379,8 +378,6 @@ class Thompson:
 STEPS = np.array([-32.0, -16, -8, -4, -2, 0, 2, 4, 8, 16, 32])
 """Break points of the quadrature in ``largest``, in standard deviations from the mean."""
 
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
-
 
 def largest(a: Floats, b: Floats) -> Floats:
     """Probability that draw i of independent ``Beta(a_i, b_i)`` is the largest, for a and b at least 1.
@@ -400,14 +397,17 @@ def largest(a: Floats, b: Floats) -> Floats:
     >>> largest(np.array([1.0, 2.0]), np.array([2.0, 2.0])).round(12).tolist()
     [0.3, 0.7]
     """
+    from scipy import special
+
     centre = special.digamma(a) - special.digamma(b)
     spread = np.sqrt(special.zeta(2, a) + special.zeta(2, b))
     edges = np.sort(np.concatenate([centre + step * spread for step in STEPS]), 0)
     half = np.diff(edges, axis=0) / 2
-    u = np.concatenate([edges[:-1] + half * (1 + node) for node in NODES])
+    nodes, weights = quadrature(16)
+    u = np.concatenate([edges[:-1] + half * (1 + node) for node in nodes])
     a, b = a[:, None], b[:, None]
     mass = -a * np.logaddexp(0, -u) - b * np.logaddexp(0, u)
-    mass = np.exp(mass - mass.max(1, keepdims=True)) * np.concatenate([half * weight for weight in WEIGHTS])
+    mass = np.exp(mass - mass.max(1, keepdims=True)) * np.concatenate([half * weight for weight in weights])
     mass /= mass.sum(1, keepdims=True)
     below = special.betainc(a, b, special.expit(u))
     law = np.stack([(m * np.delete(below, i, 0).prod(0)).sum(0) for i, m in enumerate(mass)])

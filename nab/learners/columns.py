@@ -26,6 +26,12 @@ def _ones(n: int) -> Floats:
     return ones
 
 
+@cache
+def quadrature(points: int) -> tuple[Floats, Floats]:
+    """Nodes in (-1, 1) and weights of Gauss and Legendre's rule; numpy's is slow to import, so not before."""
+    return np.polynomial.legendre.leggauss(points)
+
+
 def total(a: Floats) -> Any:
     """``sum_i a_i``."""
     return _ones(len(a)).dot(a)

@@ -8,15 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import erf, erfcx
 
 from nab.learners.border import checked_prior, regret_step, zeros
-from nab.learners.columns import every, greatest, total
+from nab.learners.columns import every, greatest, quadrature, total
 from nab.types import Floats
-
-NODES, MASSES = np.polynomial.legendre.leggauss(10)
-NODES, MASSES = NODES / 4 + 0.25, MASSES / 4
-"""Gauss-Legendre quadrature of [0, 1/2]."""
 
 
 class SquintState(NamedTuple):
@@ -69,6 +64,8 @@ def log_evidence(regret: Floats, variance: Floats) -> Floats:
     = e^{x^2} erfc(x)`` and ``u^2 - v^2 = R / 2 - V / 4`` so that nothing overflows or cancels; where V is
     below 1e-6, too small to divide by, quadrature is exact to rounding.
     """
+    from scipy.special import erf, erfcx
+
     wide = np.maximum(variance, 1e-6)
     root = np.sqrt(wide)
     half, reach = 0.5 * regret, 0.5 * root
@@ -83,5 +80,7 @@ def log_evidence(regret: Floats, variance: Floats) -> Floats:
     if not every(variance >= 1e-6):
         narrow = variance < 1e-6
         R, V = regret[narrow][..., None], variance[narrow][..., None]
-        result[narrow] = np.log(np.exp(NODES * R - NODES**2 * V) @ MASSES)
+        nodes, masses = quadrature(10)
+        eta = nodes / 4 + 0.25
+        result[narrow] = np.log(np.exp(eta * R - eta**2 * V) @ (masses / 4))
     return np.asarray(result)

@@ -12,7 +12,7 @@ ValueError.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from inspect import signature
 from math import inf, log, log1p, pi, sqrt
 from typing import Any, ParamSpec, TypeVar
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nab.checks import checked, whole
+from nab.learners.columns import quadrature
 from nab.types import Floats, as_floats
 
 COUNTS = {"n": 1, "rounds": 1, "size": 1, "delay": 0, "switches": 0, "level": 0}
@@ -33,7 +34,10 @@ LAWS = {"prior", "comparator"}
 """Arrays of numbers not below 0 whose sum is 1 (to 1e-9)."""
 
 Arguments = ParamSpec("Arguments")
+"""A bound's, numbers or arrays."""
+
 Result = TypeVar("Result")
+"""A bound's, one number or an array."""
 
 
 def theorem(bound: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -421,13 +425,10 @@ def squint_potential(regret: ArrayLike, variance: ArrayLike, prior: ArrayLike | 
     R, V = np.atleast_1d(as_floats(regret)), np.atleast_1d(as_floats(variance))
     weights = np.full(len(R), 1 / len(R)) if prior is None else as_floats(prior)
     _same_length(regret=R, variance=V, prior=weights)
-    nodes, masses = _quadrature(400)
+    nodes, masses = quadrature(400)
     eta = nodes / 4 + 0.25
     steps = np.expm1(eta * R[:, None] - eta**2 * V[:, None]) / eta
     return float(weights @ (steps @ masses) / 4)
-
-
-_quadrature = cache(np.polynomial.legendre.leggauss)
 
 
 # Bandits

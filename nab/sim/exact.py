@@ -26,6 +26,7 @@ from nab.sim.markov import Markov
 from nab.types import AcceptanceRule, Floats, as_floats
 
 CHAIN = Chain()
+"""The rule where none is given."""
 
 
 def lifted(model: Markov, order: int) -> Markov:
