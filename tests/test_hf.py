@@ -362,3 +362,45 @@ def test_another_transformers_is_named(monkeypatch):
     monkeypatch.setattr("nab.backends.assisted.WANTED", {HOOK: {"input_ids", "gone"}})
     with pytest.raises(ImportError, match=f"has no {HOOK} of gone: use nab.backends.hf.Speculative"):
         Candidates(["lookup"]).generate(models("llama")[0], **padded(20))
+
+
+def test_a_model_that_was_changed_is_read_anew():
+    """Weights replaced, in place or not; another module; a hook that changes what a layer computes."""
+    model, hook = tiny.llama(5).train(False), Speculative([tiny.llama(6), "lookup"], objective=Token())
+    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
+    texts = []
+
+    def check():
+        plain = model.generate(**padded(20), **options)
+        assert model.generate(**padded(20), **options, custom_generate=hook).tolist() == plain.tolist()
+        texts.append(plain.tolist())
+
+    check()
+    other = tiny.llama(7).state_dict()
+    model.load_state_dict(other)
+    check()
+    model.load_state_dict(tiny.llama(8).state_dict(), assign=True)
+    check()
+    layer = model.model.layers[1].mlp
+    layer.down_proj = torch.nn.Linear(64, 32, bias=True, dtype=torch.float64)
+    check()
+    layer.register_forward_hook(lambda module, given, found: 2 * found)
+    check()
+    assert len({str(text) for text in texts}) == len(texts)
+
+
+def test_a_model_can_be_saved_and_trained_as_before(tmp_path):
+    model, fresh = tiny.llama(5), tiny.llama(5)
+    hook = Speculative(["early-exit"], objective=Token())
+    model.generate(**padded(20), do_sample=False, pad_token_id=PAD, max_new_tokens=4, custom_generate=hook)
+    for name, weight in fresh.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)
+    model.save_pretrained(tmp_path)
+    for name, weight in loaded(tmp_path).state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], weight)
+    for each in (model, fresh):
+        each.train(False)
+        each(ROW, labels=ROW).loss.backward()
+        torch.optim.SGD(each.parameters(), 0.1).step()
+    for name, weight in fresh.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from nab.backends import pool
+from nab.backends.decoder import hooked
 from nab.backends.heads import Head
 from nab.backends.pretrained import Pretrained
 from nab.backends.torch import CausalLM, Lifted, Warper
@@ -48,6 +49,7 @@ class Members:
                 )
         self._given, self._tokenizer = dict(named), tokenizer
         self._target: CausalLM | None = None
+        self._made_of: Any = None
         self._drafters: dict[str, LanguageModel] = {}
 
     @property
@@ -60,18 +62,22 @@ class Members:
     ) -> tuple[CausalLM, dict[str, LanguageModel]]:
         """The target and its drafters by name, whose laws are tempered as ``config`` says.
 
-        They are made once for a model, and read on where they were.
+        They are made once for a model as it is, and read on where they were; anew where modules, parameters or
+        hooks have changed since, of the target or a drafter.
 
         Raises:
             ValueError: on a model that cannot be rewound, or a drafter that does not fit it.
         """
-        if self._target is None or self._target.model is not model:
+        models = [model, *(each for each in self._given.values() if isinstance(each, PreTrainedModel))]
+        made_of = list(map(_identity, models))
+        if self._target is None or self._made_of != made_of:
             name = _name(model)
             self._target = CausalLM(model, name=name)
             pretrained = Pretrained(name, model, self._tokenizer)
             self._drafters = {
                 name: self._made(name, each, pretrained, self._target) for name, each in self._given.items()
             }
+            self._made_of = list(map(_identity, models))  # making may lay weights side by side
         # what processors do to logits is done before; numpy models and heads have a warper alone
         warper = _warper(config)
         alike = Warper() if config.do_sample else Warper(0)
@@ -123,6 +129,16 @@ def _named(drafters: Sequence[Drafter]) -> dict[str, Drafter]:
 
 def _name(model: PreTrainedModel) -> str:
     return Path(model.name_or_path or "").name or type(model).__name__
+
+
+def _identity(model: PreTrainedModel) -> Any:
+    """Differs where what a ``CausalLM`` of this model reads with would be another."""
+    modules = list(model.modules())
+    return [
+        *map(id, modules),
+        hooked(modules),
+        *((id(p), p.data_ptr(), p._version) for p in model.parameters()),
+    ]
 
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
