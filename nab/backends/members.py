@@ -62,8 +62,8 @@ class Members:
     ) -> tuple[CausalLM, dict[str, LanguageModel]]:
         """The target and its drafters by name, whose laws are tempered as ``config`` says.
 
-        They are made once for a model as it is, and read on where they were; anew where modules, parameters or
-        hooks have changed since, of the target or a drafter.
+        They are made once for a model as it is, and read on where they were; anew where modules, parameters
+        or hooks have changed since, of the target or a drafter.
 
         Raises:
             ValueError: on a model that cannot be rewound, or a drafter that does not fit it.
