@@ -11,6 +11,7 @@ import nab
 
 PACKAGE = Path(nab.__file__).parent
 HEAVY = ["torch", "transformers", "matplotlib", "rich", "click", "pandas", "joblib"]
+HEAVY += ["prometheus_client"]
 
 LEVELS = [  # a module imports only from its own level and those before it
     {"nab.types", "nab.checks"},
@@ -19,7 +20,7 @@ LEVELS = [  # a module imports only from its own level and those before it
     {"nab.selector"},
     {"nab.decode", "nab.together"},
     {"nab.sim"},
-    {"nab.measure", "nab.prompts"},
+    {"nab.measure", "nab.prometheus", "nab.prompts"},
     {"nab.backends"},
     {"nab.experiment"},
     {"nab.replays"},
