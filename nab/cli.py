@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 import nab
-from nab import offline, plots, replays, schemes
+from nab import offline, plots, prometheus, replays, schemes
 from nab import prompts as prompt_files
 from nab.console import View, comparison_table, console_for, guarded, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
@@ -62,6 +62,7 @@ class Options:
     dtype: str | None
     threads: int | None
     as_json: bool
+    prometheus: Path | None
     trace: Path | None
     plot: Path | None
 
@@ -217,6 +218,9 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
             "--threads", type=click.IntRange(1), help="Torch threads. Default: torch's, 1 for tiny."
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output."),
+        click.option(
+            "--prometheus", type=path, help="Write the metrics to this file, as Prometheus reads them."
+        ),
         click.option("--trace", type=path, help="Write every round to this file, as JSON lines."),
         click.option("--plot", type=path, help="Draw a picture into this file."),
         click.option("--debug", is_flag=True, help="Show tracebacks."),
@@ -267,8 +271,11 @@ def run(options: Options, selector: str | None, batch: int) -> None:
             title = _title(options, experiment, selector)
             groups = experiment.by_domain(selector)
             console.print(run_table({**groups, "all": queries} if len(groups) > 1 else groups, title))
+            results = experiment.results(selector) if options.as_json or options.prometheus else {}
             if options.as_json:
-                print(json.dumps(experiment.results(selector), ensure_ascii=False))
+                print(json.dumps(results, ensure_ascii=False))
+            if options.prometheus:
+                prometheus.write(options.prometheus, _series({selector: results["total"]}))
             if options.plot:
                 plots.answers(queries, options.plot, title, timed=options.objective == "time")
 
@@ -321,8 +328,19 @@ def _report(options: Options, done: Experiment, console: Console) -> None:
     same_text = _same_text(done, console) if options.temperature == 0 else None
     if options.as_json:
         print(json.dumps({"policies": results, "same_text": same_text}, ensure_ascii=False))
+    if options.prometheus:
+        prometheus.write(options.prometheus, _series(totals))
     if options.plot:
         plots.comparison(totals, options.plot, title)
+
+
+def _series(totals: Mapping[str, Any]) -> list[tuple[dict[str, str], Any]]:
+    """Metrics with their labels: by policy and domain."""
+    return [
+        ({"policy": policy, "domain": domain}, found)
+        for policy, total in totals.items()
+        for domain, found in total["domains"].items()
+    ]
 
 
 def _all_policies(objective: str | None, drafters: list[str]) -> list[str]:
@@ -335,6 +353,8 @@ def _experiment(options: Options, policies: Callable[[list[str]], list[str]]) ->
     """Load everything and check every argument before the first token is decoded."""
     if options.plot:
         plots.check(options.plot)
+    if options.prometheus:
+        prometheus.check(options.prometheus)
     prompts, session = options.read_prompts(), options.open()
     makers = {name: options.policy(name, session.names) for name in policies(session.names)}
     return Experiment(session, prompts, makers, options.seed, options.objective != "time")

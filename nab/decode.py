@@ -180,7 +180,7 @@ def decode(
         clock = [perf_counter()]
         uniforms = rng.random(2 * scheme.nodes + 1)
         start, choice, probs = len(tokens), selector.choice, selector.probs
-        levels = _levels(selector, draft_len)
+        levels = levels_of(selector, draft_len)
         shape = cut(levels) if 0 < levels < draft_len else scheme
         draws, tests = uniforms[: scheme.nodes], uniforms[scheme.nodes :]
         work = partial(proposed, shape, tokens, draws, like, itself=itself is not None)
@@ -204,8 +204,12 @@ def decode(
         yield Round(start, choice, probs, found.drafted, len(emitted) - 1, emitted, gamma, realised, seconds)
 
 
-def _levels(selector: Chooses, draft_len: int) -> int:
-    """Levels of the coming draft."""
+def levels_of(selector: Chooses, draft_len: int) -> int:
+    """Levels of the coming draft, of at most ``draft_len``.
+
+    Raises:
+        ValueError: if the selector asks for more.
+    """
     asked = selector.draft_len
     if asked is None or draft_len == 0:
         return draft_len

@@ -167,9 +167,12 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
 
     ``mean_acceptance_length`` is emitted tokens per target forward, the recovered or bonus token included, in
     [1, draft_len + 1] (plain decoding has 1); ``draft_acceptance_rate`` accepted over drafted tokens, None if
-    none was drafted; ``drafted_share`` the share of rounds by drafted tokens, ``plain_share`` that of rounds
-    without any; ``draft_share`` the share of rounds in which each drafter drafted, ``choice_share`` that of
-    those in which it was chosen, draft or not; ``acceptance_histogram[k]`` the rounds with k accepted tokens;
+    none was drafted; ``num_drafts`` the rounds with drafted tokens, ``num_accepted_tokens_per_pos[k]`` those
+    that accepted more than k; ``drafted_share`` the share of rounds by drafted tokens, ``plain_share`` that
+    of rounds without any; ``draft_share`` the share of rounds in which each drafter drafted, ``choice_share``
+    that of those in which it was chosen, draft or not; ``drafters`` counts by drafter what ``num_drafts``,
+    ``num_draft_tokens`` and ``num_accepted_draft_tokens`` count of all; ``acceptance_histogram[k]`` the
+    rounds with k accepted tokens, ``acceptance_histogram_by_draft_length`` those by drafted tokens too;
     ``selection_share`` the share of time spent evaluating drafters and updating the learner; ``regret`` the
     sum over queries of the regret against the best single drafter of each query in hindsight, in units of the
     loss and in rounds.
@@ -184,11 +187,19 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "num_tokens": tokens,
         "num_spec_steps": len(rounds),
+        "num_spec_tokens": draft_len,
+        "num_drafts": len(rounds) - drafts[0],
+        "num_draft_tokens": drafted,
+        "num_accepted_draft_tokens": sum(r.accepted for r in rounds),
+        "num_accepted_tokens_per_pos": [sum(r.accepted > k for r in rounds) for k in range(draft_len)],
         "mean_acceptance_length": tokens / max(len(rounds), 1),
         "draft_acceptance_rate": sum(r.accepted for r in rounds) / drafted if drafted else None,
         "drafted_share": {str(k): drafts[k] / len(rounds) for k in sorted(drafts)},
         "plain_share": drafts[0] / len(rounds) if rounds else None,
-        "acceptance_histogram": np.bincount([r.accepted for r in rounds], minlength=draft_len + 1).tolist(),
+        "acceptance_histogram": _histogram(rounds, draft_len),
+        "acceptance_histogram_by_draft_length": {
+            str(k): _histogram([r for r in rounds if r.drafted == k], k) for k in sorted(drafts)
+        },
         "tokens_per_second": tokens / seconds.sum() if rounds else None,
         "selection_share": seconds[2] / seconds.sum() if rounds else None,
     }
@@ -197,6 +208,7 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
             **found,
             "choice_share": {},
             "draft_share": {},
+            "drafters": {},
             "benched": {},
             "single_drafters": {},
             "regret": {},
@@ -212,6 +224,7 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
         **found,
         "choice_share": dict(zip(names, chosen.tolist(), strict=True)),
         "draft_share": dict(zip(names, drafting.tolist(), strict=True)),
+        "drafters": {name: _drafts([r for r in rounds if r.choice == i]) for i, name in enumerate(names)},
         "benched": dict(failed),
         "single_drafters": dict(zip(names, lengths.tolist(), strict=True)),
         "regret": {
@@ -219,6 +232,21 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
             "length": sum(_final(query.regret(Length(draft_len))) for query in queries),
             "rounds": float(len(rounds) - singles.min(1).sum()),
         },
+    }
+
+
+def _histogram(rounds: Sequence[Round], most: int) -> list[int]:
+    """Rounds by accepted tokens, from 0 to ``most``."""
+    counts = Counter(r.accepted for r in rounds)
+    return [counts[k] for k in range(most + 1)]
+
+
+def _drafts(rounds: Sequence[Round]) -> dict[str, int]:
+    """Counts of the drafts of one drafter, whose rounds these are."""
+    return {
+        "num_drafts": sum(r.drafted > 0 for r in rounds),
+        "num_draft_tokens": sum(r.drafted for r in rounds),
+        "num_accepted_draft_tokens": sum(r.accepted for r in rounds),
     }
 
 

@@ -15,7 +15,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 
-from nab import prompts
+from nab import prometheus, prompts
 from nab.backends import pool
 from nab.backends.session import Divergence
 from nab.cli import main
@@ -330,6 +330,25 @@ def test_compare_json_holds_every_policy(folder):
         assert len(policy["queries"]) == 2
 
 
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_what_prometheus_reads_is_what_the_json_says(folder, tmp_path, command):
+    """By policy and domain; that the text is the dictionaries is in tests/test_prometheus.py."""
+    file = tmp_path / "deep" / "nab.prom"
+    more = ["--json", "--objective", "token", "--limit", 1, "--prometheus", file]
+    result = nab(*arguments(folder, command, *more))
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    totals = {"normal-hedge": found["total"]} if command == "run" else found["policies"]
+    totals = {name: each.get("total", each) for name, each in totals.items()}
+    series = [
+        ({"policy": policy, "domain": domain}, each)
+        for policy, total in totals.items()
+        for domain, each in total["domains"].items()
+    ]
+    assert {labels["domain"] for labels, _ in series} == {"red", "blue"}
+    assert file.read_text() == prometheus.text(series)
+
+
 def test_answers_side_by_side_are_those_one_after_the_other(folder, tmp_path):
     found = []
     for jobs in (1, 2):
@@ -407,6 +426,7 @@ def test_a_run_repeats_with_its_seed(folder):
         (["--plot", "picture"], "cannot draw into picture: give a file ending in .*png"),
         (["--plot", "picture.xyz"], "cannot draw into picture.xyz: give a file ending in .*png"),
         (["--plot", "."], "cannot draw into"),
+        (["--prometheus", "."], "cannot write metrics to .: it is a folder"),
         (["--temperature", "-1"], "temperature must be .* at least 0, got -1"),
         (["--top-p", "2"], r"top_p must lie in \(0, 1\], got 2"),
         (["--device", "cuda:9"], "cuda"),

@@ -34,6 +34,21 @@ def test_lookup_proposes_what_followed_the_last_occurrence(tokens, shortest, mor
         np.testing.assert_array_equal(laws[row], expected)
 
 
+@given(small_tokens, st.integers(1, 3), st.integers(0, 3))
+def test_a_vote_is_won_by_the_commonest_follower_the_latest_of_equals(tokens, shortest, more):
+    lookup = Lookup(4, shortest + more, shortest, vote=True)
+    for end in range(1, len(tokens) + 1):
+        text, expected = tokens[:end], None
+        for size in range(shortest + more, shortest - 1, -1):
+            ends = [e for e in range(size, end) if text[e - size : e] == text[end - size :]]
+            if ends:
+                votes = Counter(text[e] for e in ends)
+                last = {text[e]: e for e in ends}
+                expected = max(votes, key=lambda token: (votes[token], last[token]))
+                break
+        assert lookup.proposals(text, end) == [expected]
+
+
 def test_bad_lookup_lengths_are_named():
     with pytest.raises(ValueError, match=r"1 <= min_ngram <= max_ngram, got 3 and 2"):
         Lookup(4, max_ngram=2, min_ngram=3)

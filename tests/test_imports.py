@@ -11,6 +11,7 @@ import nab
 
 PACKAGE = Path(nab.__file__).parent
 HEAVY = ["torch", "transformers", "scipy", "matplotlib", "rich", "click", "pandas", "joblib"]
+HEAVY += ["prometheus_client", "vllm", "llama_cpp"]
 
 LEVELS = [  # a module imports only from its own level and those before it
     {"nab.types", "nab.checks"},
@@ -19,7 +20,7 @@ LEVELS = [  # a module imports only from its own level and those before it
     {"nab.selector"},
     {"nab.decode", "nab.together"},
     {"nab.sim"},
-    {"nab.measure", "nab.prompts"},
+    {"nab.measure", "nab.prometheus", "nab.prompts"},
     {"nab.backends"},
     {"nab.experiment"},
     {"nab.replays"},
@@ -37,6 +38,10 @@ def heavy_modules_after(statement: str) -> list[str]:
 
 def test_the_core_imports_nothing_heavy():
     assert heavy_modules_after("import nab, nab.learners, nab.sim, nab.selector, nab.measure") == []
+
+
+def test_hooks_into_engines_need_neither_torch_nor_the_engine():
+    assert heavy_modules_after("import nab.backends.vllm, nab.backends.llama_cpp, nab.prometheus") == []
 
 
 def test_that_check_can_fail():

@@ -1,5 +1,7 @@
 """Every position is scored once, whoever asks and whenever; interrupted answers are measured too."""
 
+import json
+
 import numpy as np
 import pytest
 from test_decode import POOL, TARGET
@@ -79,6 +81,56 @@ def test_an_answer_given_together_with_others_is_measured_as_alone(name, tokens)
     for found, right in zip(other.unasked_scores(), alone.unasked_scores(), strict=True):
         np.testing.assert_array_equal(found, right)
     assert metrics([other]) == metrics([alone])
+
+
+@pytest.mark.parametrize("name", ["asks every round", "never asks"])
+def test_counts_are_those_of_the_rounds_one_by_one(name):
+    query = Query(["a", "b"], draft_len=3)
+    rounds = list(query.run(TARGET, POOL, SELECTORS[name](), [0], max_new_tokens=200, rng=3))
+    found = metrics([query])
+    assert found["num_spec_tokens"] == 3
+    assert found["num_drafts"] == len([r for r in rounds if r.drafted])
+    if name == "never asks":  # and so stays with the drafter that has nothing to say now and then
+        assert 0 < found["num_drafts"] < found["num_spec_steps"]
+    assert found["num_draft_tokens"] == sum(r.drafted for r in rounds)
+    assert found["num_accepted_draft_tokens"] == sum(r.accepted for r in rounds)
+    assert found["num_accepted_tokens_per_pos"] == [
+        len([r for r in rounds if r.accepted > k]) for k in range(3)
+    ]
+    by_length = found["acceptance_histogram_by_draft_length"]
+    assert by_length == {
+        str(k): [len([r for r in rounds if (r.drafted, r.accepted) == (k, j)]) for j in range(k + 1)]
+        for k in sorted({r.drafted for r in rounds})
+    }
+    for i, drafter in enumerate(["a", "b"]):
+        own = [r for r in rounds if r.choice == i]
+        assert found["drafters"][drafter] == {
+            "num_drafts": len([r for r in own if r.drafted]),
+            "num_draft_tokens": sum(r.drafted for r in own),
+            "num_accepted_draft_tokens": sum(r.accepted for r in own),
+        }
+
+
+@pytest.mark.parametrize("draft_len", [0, 3])
+def test_counts_agree_with_each_other_and_are_plain_json(draft_len):
+    query = Query(["a", "b"], draft_len)
+    list(query.run(TARGET, POOL, nab.Constant([0.5, 0.5], rng=1), [0], max_new_tokens=200, rng=3))
+    found = metrics([query, query])
+    assert json.loads(json.dumps(found)) == found
+    histogram, accepted = found["acceptance_histogram"], found["num_accepted_draft_tokens"]
+    assert sum(histogram) == found["num_spec_steps"]
+    assert sum(k * rounds for k, rounds in enumerate(histogram)) == accepted
+    assert sum(found["num_accepted_tokens_per_pos"]) == accepted
+    assert found["num_accepted_tokens_per_pos"] == [sum(histogram[k + 1 :]) for k in range(draft_len)]
+    columns = zip(
+        *(row + [0] * 3 for row in found["acceptance_histogram_by_draft_length"].values()), strict=False
+    )
+    assert [sum(column) for column in columns][: draft_len + 1] == histogram
+    if draft_len:
+        assert found["draft_acceptance_rate"] == accepted / found["num_draft_tokens"]
+    # a round that the end of an answer cuts emits no next token
+    whole = found["num_spec_steps"] + accepted
+    assert whole - 2 <= found["num_tokens"] <= whole
 
 
 def test_plain_decoding_has_length_one_and_no_regret():

@@ -197,7 +197,8 @@ def test_several_traces_are_pooled(trace, tmp_path):
 def test_a_trace_that_breaks_off_is_replayed_as_far_as_it_goes(trace, tmp_path):
     path = tmp_path / "cut.jsonl"
     recorded(path, policies=["normal-hedge"])
-    path.write_bytes(path.read_bytes()[:-700])
+    *before, last_round, _ = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*before, last_round[:40]]))
     result = run(path, "--replays", 1, "--json")
     assert result.exit_code == 0, result.output
     warning, found = result.stderr.splitlines()[0], json.loads(result.stdout)

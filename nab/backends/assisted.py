@@ -22,7 +22,7 @@ from nab.backends.members import Drafter, Members, Selecting
 from nab.backends.processors import Processors
 from nab.backends.rows import Drafted
 from nab.backends.torch import CausalLM
-from nab.decode import Evaluation, Round, Seconds, proposed
+from nab.decode import Evaluation, Round, Seconds, levels_of, proposed
 from nab.learners import NormalHedge
 from nab.measure import Query, metrics
 from nab.pool import Pool
@@ -128,8 +128,8 @@ class Candidates(candidate_generator.CandidateGenerator):
         No logits but None where nothing was drawn: at temperature 0, and of what is certain.
         """
         begun, selector = perf_counter(), self._selector
-        asked = self.query.draft_len if selector.draft_len is None else selector.draft_len
-        levels = min(asked, self._longest - len(self._tokens) - 1)
+        room = self._longest - len(self._tokens) - 1
+        levels = min(levels_of(selector, self.query.draft_len), room)
         uniforms = self._rng.random(self.query.draft_len).tolist()
         found: Any = None
         if levels > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,23 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Lookup:
-    """Prompt lookup: proposes the token that followed the last earlier occurrence of the latest tokens.
+    """Prompt lookup: proposes the token that followed an earlier occurrence of the latest tokens.
 
-    The longest suffix of at most ``max_ngram`` tokens that occurs earlier decides (Saxena 2023). Its law is
-    one-hot, or all 0 where nothing matches. It has no state.
+    The longest suffix of at most ``max_ngram`` tokens that occurs earlier decides, by its last occurrence
+    (Saxena 2023) or by the token that followed it most often. Its law is one-hot, or all 0 where nothing
+    matches. It has no state.
 
     Args:
-        vocab_size: length of the law.
+        vocab_size: length of the law; 0 where only proposals are asked for.
         max_ngram: longest suffix tried, at least 1.
         min_ngram: shortest suffix tried, at least 1.
+        vote: of all that followed, the most frequent token, the latest of equals; else the latest.
     """
 
-    vocab_size: int
+    vocab_size: int = 0
     max_ngram: int = 4
     min_ngram: int = 1
+    vote: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_ngram <= self.max_ngram:
@@ -50,27 +53,45 @@ class Lookup:
 
     def chain(self, tokens: Sequence[int], levels: int) -> list[int]:
         """At most ``levels`` tokens, each the proposal behind the one before; fewer where there is none."""
-        history, found = np.empty(len(tokens) + levels, dtype=np.int64), list[int]()
-        history[: len(tokens)] = tokens
-        for end in range(len(tokens), len(history)):
-            proposal = self._proposal(history[:end])
-            if proposal is None:
-                break
-            history[end] = proposal
-            found.append(proposal)
-        return found
+        return _chain(self._proposal, tokens, levels)
 
     def _proposal(self, history: Array) -> int | None:
-        """The token behind the latest earlier occurrence of the longest matching suffix."""
-        ends = np.arange(len(history) - 1)  # positions where an earlier occurrence may end
-        best = None
+        """The token behind the latest earlier occurrence of the longest matching suffix, or the vote's."""
+        ends = self._ends(history)
+        if len(ends) == 0:
+            return None
+        if not self.vote:
+            return int(history[ends[-1] + 1])
+        followers = history[ends[::-1] + 1]
+        tokens, first, counts = np.unique(followers, return_index=True, return_counts=True)
+        return int(tokens[np.lexsort((first, -counts))[0]])
+
+    def _ends(self, history: Array) -> Array:
+        """Where the earlier occurrences of the longest matching suffix end, ascending."""
+        found = np.empty(0, dtype=np.int64)
+        ends = np.flatnonzero(history[:-1] == history[-1:])
         for back in range(min(self.max_ngram, len(history) - 1)):
-            ends = ends[(ends >= back) & (history[ends - back] == history[-1 - back])]
+            if back:
+                ends = ends[ends >= back]
+                ends = ends[history[ends - back] == history[-1 - back]]
             if len(ends) == 0:
                 break
             if back + 1 >= self.min_ngram:
-                best = int(history[ends[-1] + 1])
-        return best
+                found = ends
+        return found
+
+
+def _chain(proposal: Callable[[Array], int | None], tokens: Sequence[int], levels: int) -> list[int]:
+    """At most ``levels`` tokens, each the proposal behind the one before."""
+    history, found = np.empty(len(tokens) + levels, dtype=np.int64), list[int]()
+    history[: len(tokens)] = tokens
+    for end in range(len(tokens), len(history)):
+        token = proposal(history[:end])
+        if token is None:
+            break
+        history[end] = token
+        found.append(token)
+    return found
 
 
 class NGram:
@@ -98,6 +119,7 @@ class NGram:
     ) -> None:
         self.unigram = (unigram.astype(np.float64) / unigram.sum(dtype=np.float64)).astype(np.float32)
         self.keys, self.offsets, self.tokens, self.probs = keys, offsets, tokens, probs
+        self._commonest = int(self.unigram.argmax())
 
     @property
     def vocab_size(self) -> int:
@@ -116,17 +138,41 @@ class NGram:
 
     def _law(self, history: Array) -> NDArray[np.float32]:
         law: NDArray[np.float32] = self.unigram.copy()
+        for tokens, probs in self._contexts(history):
+            law *= max(1 - probs.sum(), 0)
+            law[tokens] += probs
+        return law
+
+    def _contexts(self, history: Array) -> Iterator[tuple[Array, NDArray[np.float32]]]:
+        """Kept tokens and their probabilities of the known contexts at the end, the shortest first."""
         for level, keys in enumerate(self.keys[: len(history)]):
             key = _pack(history[len(history) - level - 1 :])
             slot = int(np.searchsorted(keys, key))
             if slot == len(keys) or keys[slot] != key:
-                break
+                return
             entries = slice(int(self.offsets[level][slot]), int(self.offsets[level][slot + 1]))
             probs = self.probs[level][entries].astype(np.float32)
             probs /= max(probs.sum(), 1)  # rounding to float16 may have lifted a full context above 1
+            yield self.tokens[level][entries], probs
+
+    def chain(self, tokens: Sequence[int], levels: int) -> list[int]:
+        """At most ``levels`` tokens, each the likeliest behind the one before; none behind an unknown one."""
+        return _chain(self._likeliest, tokens, levels)
+
+    def _likeliest(self, history: Array) -> int | None:
+        """The likeliest token, the lowest of equals; None where the last token is no known context.
+
+        No token but those that a context keeps can be likelier than the likeliest of the unigram law.
+        """
+        contexts = [*self._contexts(history)]
+        if not contexts:
+            return None
+        tokens = np.unique(np.concatenate([[self._commonest], *(kept for kept, _ in contexts)])).astype(int)
+        law = self.unigram[tokens]
+        for kept, probs in contexts:
             law *= max(1 - probs.sum(), 0)
-            law[self.tokens[level][entries]] += probs
-        return law
+            law[np.searchsorted(tokens, kept)] += probs
+        return int(tokens[law.argmax()])
 
     def arrays(self) -> dict[str, Array]:
         """Plain named arrays, for instance for a safetensors file."""

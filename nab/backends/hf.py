@@ -24,7 +24,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from nab.backends.members import Drafter, Members, Selecting
 from nab.backends.processors import Processors
 from nab.backends.torch import CausalLM
-from nab.decode import decode, until
+from nab.decode import decode, levels_of, until
 from nab.learners import NormalHedge
 from nab.measure import Query, metrics
 from nab.pool import Pool
@@ -282,8 +282,7 @@ class _Within(Wrapped):
     @property
     def draft_len(self) -> int:
         """See ``Chooses``."""
-        asked = self._selector.draft_len
-        return min(self._draft_len if asked is None else asked, self._left() - 1)
+        return min(levels_of(self._selector, self._draft_len), self._left() - 1)
 
     def observe(
         self, emitted: int, evaluate: Evaluate, *, seconds: tuple[float, float] | None = None
