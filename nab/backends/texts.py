@@ -28,6 +28,7 @@ from nab.selector import Chooses, Selector
 from nab.types import Floats
 
 Tokens = NDArray[np.int64]
+"""Token ids, ``(tokens,)``."""
 
 
 class Proposes(Protocol):
