@@ -344,6 +344,7 @@ def test_transformers_verifies_candidates(architecture, processed):
         found = candidates.generate(model, **padded(20), **options)
         assert found.tolist() == model.generate(**padded(20), **options).tolist()
         assert candidates.query.tokens == found[0, 20:].tolist()
+        assert candidates.metrics["num_tokens"] == len(candidates.query.scores()[0]) == found.shape[1] - 20
         assert HOOK not in vars(model)
 
 

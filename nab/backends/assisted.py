@@ -107,6 +107,7 @@ class Candidates(candidate_generator.CandidateGenerator):
                 raise ValueError(
                     f"drafter {name} reads hidden states, which transformers does not hand on here"
                 )
+        for each in (target, *drafters.values()):
             if isinstance(each, CausalLM):
                 each.process = process
         self.query = Query(self._members.names, self.query.draft_len)
@@ -115,7 +116,7 @@ class Candidates(candidate_generator.CandidateGenerator):
         self._rng, choosing = np.random.default_rng(int(torch.randint(2**62, ()))).spawn(2)
         self._selector = self._select(len(drafters), choosing)
         self._tokens, self._prompt, self._longest = prompt, len(prompt), config.max_length
-        self._warper, self._device = target.warper, model.device
+        self._target, self._warper, self._device = target, target.warper, model.device
         dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
         self._like = torch.empty(
             1, model.config.get_text_config().vocab_size, device=model.device, dtype=dtype
@@ -170,7 +171,10 @@ class Candidates(candidate_generator.CandidateGenerator):
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Of the last call: see ``nab.measure.metrics``; what compares drafters, of the scored part alone."""
+        """See ``nab.backends.hf.Speculative.metrics``."""
+        if not self.query.rounds:
+            return {}
+        self.query.settle(self._target, self._pool, self._tokens[: self._prompt])
         return metrics([self.query])
 
 
