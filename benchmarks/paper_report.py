@@ -204,6 +204,8 @@ def ratios(f: Figures) -> dict[str, Floats]:
         "tracking / best single drafter of the domain": f.replayed(TRACKING) / f.best(),
         "HedgeSpec / generalist": hedge / f.replayed(GENERALIST),
         "HedgeSpec / better of UCBSpec and EXP3Spec": hedge / bandits,
+        "HedgeSpec / UCBSpec": hedge / f.replayed("ucb-spec"),
+        "HedgeSpec / EXP3Spec": hedge / f.replayed("exp3-spec"),
         "HedgeSpec / uniform": hedge / f.replayed("uniform"),
         "HedgeSpec / follow the leader": hedge / f.replayed("follow-the-leader"),
     }
