@@ -220,7 +220,8 @@ def test_decode_prints_a_table_of_what_it_was_asked_for(command, monkeypatch):
     monkeypatch.setattr(decode, "CHECKED_TOKENS", {"tiny": 6})
     words = ("--repetitions", 1, "--only", "peers/greedy/eps 0.05/nab*,peers/greedy/eps 0.05/plain")
     printed, kept = command(decode, *words)
-    names = sorted(["nab constant", *(f"nab {policy}" for policy in peers.LEARNING), "plain"])
+    hooks = ("in generate", "in assisted")
+    names = sorted(["plain", *(f"nab {each}" for each in ("constant", *peers.LEARNING, *hooks))])
     cells = {f"peers/greedy/eps 0.05/{name}/0" for name in names}
     assert set(kept["cells"]) == {"peers/greedy/eps 0.05, agree in float64", *cells}
     assert kept["cells"]["peers/greedy/eps 0.05, agree in float64"] == names
