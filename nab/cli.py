@@ -1,9 +1,10 @@
-"""The command line: ``nab run``, ``nab compare``, ``nab replay`` and ``nab simulate``."""
+"""The command line: ``nab run``, ``compare``, ``audit``, ``replay`` and ``simulate``."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from rich.console import Console
 import nab
 from nab import offline, plots, prometheus, replays, schemes
 from nab import prompts as prompt_files
-from nab.console import View, comparison_table, console_for, guarded, run_table, same_text_table
+from nab.audit import Greedy, Sampling
+from nab.console import View, comparison_table, console_for, guarded, progress, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.prompts import Prompt
 from nab.selector import Chooses, Constant, Corrected, Lazy, Selector, seldom
@@ -38,9 +40,9 @@ EVALUATIONS = ("first", "corrected", "exact")
 """How drafters are scored deep in the draft; see docs/theory.md."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Options:
-    """What both commands take; one field per option."""
+    """What ``run``, ``compare`` and ``audit`` take; one field per option."""
 
     prompt: tuple[str, ...]
     prompts: Path | None
@@ -59,12 +61,12 @@ class Options:
     drafter_limit: float | None
     seed: int
     device: str | None
-    dtype: str | None
+    dtype: str | None = None
     threads: int | None
     as_json: bool
-    prometheus: Path | None
-    trace: Path | None
-    plot: Path | None
+    prometheus: Path | None = None
+    trace: Path | None = None
+    plot: Path | None = None
 
     def __post_init__(self) -> None:
         self.tiny = self.target == Path("tiny")
@@ -163,8 +165,11 @@ class Options:
         }
 
 
-def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Declare the options of ``Options`` and hand them to ``command`` as one object."""
+def _shared_options(command: Callable[..., None], *, audit: bool = False) -> Callable[..., None]:
+    """Declare the options of ``Options`` and hand them to ``command`` as one object.
+
+    An audit is in float64 and has neither trace nor picture.
+    """
 
     def collected(debug: bool, **values: Any) -> None:
         own = {name: values.pop(name) for name in list(values) if name not in Options.__annotations__}
@@ -182,7 +187,7 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
             "--objective",
             type=click.Choice([*replays.OBJECTIVES]),
             help="What to minimise. Default: time, seconds per token, so that choices follow the clock and "
-            "drawn texts do not repeat; token where policies are compared or prompts decoded together.",
+            "drawn texts do not repeat; token in compare, audit and batches.",
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True),
         click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy."),
@@ -210,23 +215,25 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
         click.option("--device", help="cpu, cuda, cuda:1, ... Default: cuda where there is one."),
         click.option(
+            "--threads", type=click.IntRange(1), help="Torch threads. Default: torch's, 1 for tiny."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output."),
+        click.option("--debug", is_flag=True, help="Show tracebacks."),
+    ]
+    recorded = [
+        click.option(
             "--dtype",
             type=click.Choice(["bfloat16", "float32", "float64"]),
             help="Default: bfloat16, float32 for tiny.",
         ),
         click.option(
-            "--threads", type=click.IntRange(1), help="Torch threads. Default: torch's, 1 for tiny."
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output."),
-        click.option(
             "--prometheus", type=path, help="Write the metrics to this file, as Prometheus reads them."
         ),
         click.option("--trace", type=path, help="Write every round to this file, as JSON lines."),
         click.option("--plot", type=path, help="Draw a picture into this file."),
-        click.option("--debug", is_flag=True, help="Show tracebacks."),
     ]
     decorated: Any = collected
-    for option in reversed(options):
+    for option in reversed(options if audit else [*options, *recorded]):
         decorated = option(decorated)
     return decorated  # type: ignore[no-any-return]
 
@@ -237,12 +244,15 @@ def main() -> None:
     """Choose, online and with guarantees, which draft model a speculative decoder uses."""
 
 
-@main.command()
-@click.option(
+_SELECTOR = click.option(
     "--selector",
     help="Any learner or bandit of nab replay, uniform, plain, fixed:NAME. Default: normal-hedge argmax, its "
     "mode, under the time objective; normal-hedge, a draw, under the others.",
 )
+
+
+@main.command()
+@_SELECTOR
 @click.option(
     "--batch",
     type=click.IntRange(1),
@@ -268,7 +278,7 @@ def run(options: Options, selector: str | None, batch: int) -> None:
     finally:
         queries = [query for query in experiment.queries[selector] if query.rounds]
         if queries:
-            title = _title(options, experiment, selector)
+            title = _title(options, experiment.session, selector, len(experiment.queries[selector]))
             groups = experiment.by_domain(selector)
             console.print(run_table({**groups, "all": queries} if len(groups) > 1 else groups, title))
             results = experiment.results(selector) if options.as_json or options.prometheus else {}
@@ -318,7 +328,7 @@ def _report(options: Options, done: Experiment, console: Console) -> None:
     """Tables, JSON and picture of a comparison."""
     if not done.prompts:
         return
-    title = _title(options, done, "")
+    title = _title(options, done.session, "", len(done.prompts))
     results = {name: done.results(name) for name in done.policies}
     totals = {name: result["total"] for name, result in results.items()}
     console.print(comparison_table(totals, title))
@@ -341,6 +351,61 @@ def _series(totals: Mapping[str, Any]) -> list[tuple[dict[str, str], Any]]:
         for policy, total in totals.items()
         for domain, found in total["domains"].items()
     ]
+
+
+@main.command()
+@_SELECTOR
+@click.option(
+    "--answers", type=click.IntRange(1), default=400, show_default=True, help="Drawn for the sampling test."
+)
+@click.option(
+    "--error",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="What must be found out: total variation a token.",
+)
+@partial(_shared_options, audit=True)
+def audit(options: Options, selector: str | None, answers: int, error: float) -> None:
+    """Audit decoding: is the greedy text the target's, have drawn texts the target's law?
+
+    In float64, against the target's own forward without a cache. Exit status 0: both, and a decoder with a
+    known error was found out; 1: not so. At temperature 0 greedy texts alone are compared.
+    """
+    from nab.backends.audited import Audited
+
+    options.dtype, options.objective = "float64", options.objective or "token"
+    selector = selector or TIMED[-(options.objective == "time")]
+    if not (options.prompt or options.prompts):
+        options.limit = options.limit or 1
+    texts, session, console = options.read_prompts(), options.open(), console_for(options.as_json)
+    prompts, policy = session.encoded(texts), options.policy(selector, session.names)
+    only = [selector.removeprefix(FIXED)] if selector.startswith(FIXED) else session.names
+    audited = Audited(session, policy, [] if selector == PLAIN else only, options.seed)
+    parts: dict[str, Greedy | Sampling] = {}
+    console.print(_title(options, session, selector, len(prompts)), markup=False)
+    try:
+        for parts["greedy"] in progress(console, audited.greedy(prompts), len(prompts)):
+            pass
+        drawn = audited.sampling(prompts, answers, error) if options.temperature else iter(())
+        for parts["sampling"] in progress(console, drawn, answers):
+            pass
+    finally:
+        for part in parts.values():
+            console.print(str(part), markup=False, highlight=False, soft_wrap=True)
+        passed = all(part.passed for part in parts.values()) and len(parts) > (options.temperature > 0)
+        if parts:
+            length = audited.tokens / audited.rounds
+            console.print(f"decoded at {length:.2f} tokens per target forward", highlight=False)
+            if options.as_json:
+                found = {name: part.summary() for name, part in parts.items()}
+                header = options.header(session)
+                print(
+                    json.dumps(
+                        {"passed": passed, **found, "mean_acceptance_length": length, "header": header}
+                    )
+                )
+    sys.exit(0 if passed else 1)
 
 
 def _all_policies(objective: str | None, drafters: list[str]) -> list[str]:
@@ -374,10 +439,9 @@ def _execute(
             experiment.execute_together(name, batch, view.watch_together, trace)
 
 
-def _title(options: Options, experiment: Experiment, selector: str) -> str:
-    prompts = len(next(iter(experiment.queries.values())))
+def _title(options: Options, session: Session, selector: str, prompts: int) -> str:
     return (
-        f"{selector} on {experiment.session.target.name}".removeprefix(" on ")
+        f"{selector} on {session.target.name}".removeprefix(" on ")
         + f", {options.dtype}, temperature {options.temperature:g}, draft length {options.draft_len}, "
         + f"{options.scheme}, " * (options.scheme != "chain")
         + f"{options.objective} objective, {prompts} prompt{'s' * (prompts > 1)}"

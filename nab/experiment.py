@@ -72,12 +72,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.queries = {name: [] for name in self.policies}
-        self._encoded = []
-        for number, prompt in enumerate(self.prompts, 1):
-            try:
-                self._encoded.append(self.session.encode(prompt.text))
-            except ValueError as error:
-                raise ValueError(f"prompt {number}: {error}") from None
+        self._encoded = self.session.encoded(self.prompts)
 
     def start(self, number: int, name: str) -> tuple[Query, Generator[Round]]:
         """See ``Start``; in this process."""

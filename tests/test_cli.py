@@ -16,7 +16,8 @@ import torch
 from click.testing import CliRunner
 
 from nab import prometheus, prompts
-from nab.backends import pool
+from nab.backends import chains, pool
+from nab.backends.audited import Audited
 from nab.backends.session import Divergence
 from nab.cli import main
 from nab.console import View
@@ -50,6 +51,8 @@ def arguments(folder, command, *more, drafters="close,lookup,early-exit"):
     }
     if "--prompt" in more:
         del options["--prompts"]
+    if command == "audit":
+        del options["--dtype"]
     return [command, *(str(word) for pair in options.items() for word in pair), *map(str, more)]
 
 
@@ -556,6 +559,109 @@ def test_an_interrupted_comparison_shows_what_can_be_compared(folder, monkeypatc
     found = json.loads(result.stdout)["policies"]
     assert answered is None or list(found) == answered
     assert all(len(policy["queries"]) == 1 for policy in found.values())
+
+
+AUDIT = ["--temperature", 1, "--draft-len", 2, "--error", 0.15, "--answers"]
+
+
+def test_an_audit_passes_and_says_how_sure_it_is(folder):
+    result = nab(*arguments(folder, "audit", *AUDIT, 150, "--json"))
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["passed"] is found["greedy"]["passed"] is found["sampling"]["passed"] is True
+    assert found["greedy"]["prompts"] == 4
+    assert found["sampling"]["answers"] == 150
+    assert found["sampling"]["control"]["power"] >= 0.99
+    assert found["mean_acceptance_length"] > 1
+    assert (found["header"]["dtype"], found["header"]["objective"]) == ("float64", "token")
+    for said in (
+        "passed, all are the model's",
+        "passed, they have the model's law",
+        "tokens per target forward",
+    ):
+        assert said in result.stderr
+
+
+@pytest.mark.parametrize(("selector", "orders"), [("fixed:early-exit", 2), ("uniform", 2), ("plain", 1)])
+def test_an_audit_of_few_answers_is_undecided(folder, selector, orders):
+    more = [*AUDIT, 4, "--selector", selector, "--scheme", "multi-draft:2x1", "--json"]
+    result = nab(*arguments(folder, "audit", *more))
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert (found["greedy"]["passed"], found["sampling"]["accepted"], found["passed"]) == (True, True, False)
+    assert len(found["sampling"]["chi_squares"]) == 3 * orders
+    assert "UNDECIDED" in result.stderr
+
+
+def test_at_temperature_0_only_greedy_texts_are_audited(folder):
+    result = nab(*arguments(folder, "audit", "--temperature", 0, "--scheme", "top:2x1x1x1"))
+    assert result.exit_code == 0, result.output
+    assert "greedy: 4 answers" in result.stdout
+    assert "sampling" not in result.stdout
+
+
+def always_accepted(draft, logits_or_laws, *uniforms):
+    return chains.Found(draft.ids[0].tolist(), draft.ids.shape[1], 0, True, True)
+
+
+@pytest.mark.parametrize(("name", "part"), [("agreed", "greedy"), ("tested", "sampling")])
+def test_an_audit_finds_a_broken_verification(folder, monkeypatch, name, part):
+    monkeypatch.setattr(chains, name, always_accepted)
+    result = nab(*arguments(folder, "audit", *AUDIT, 60, "--json", drafters="early-exit"))
+    assert result.exit_code == 1, result.output
+    found = json.loads(result.stdout)
+    assert found["passed"] is found[part]["passed"] is False
+    assert found["sampling"]["accepted"] is (part == "greedy")
+    assert result.stderr.count("FAILED") == 1
+
+
+@pytest.mark.parametrize(("answers", "parts"), [(3, ["greedy"]), (9, ["greedy", "sampling"]), (0, [])])
+def test_an_interrupted_audit_shows_what_it_has(folder, monkeypatch, answers, parts):
+    """Ctrl-C in a greedy answer, in a drawn one, before the first."""
+    honest, count = Audited._answer, iter(range(100))
+
+    def interrupted(*arguments, **named):
+        if next(count) == answers:
+            raise KeyboardInterrupt
+        return honest(*arguments, **named)
+
+    monkeypatch.setattr(Audited, "_answer", interrupted)
+    result = nab(*arguments(folder, "audit", *AUDIT, 20, "--json"))
+    assert result.exit_code == 130
+    found = json.loads(result.stdout) if parts else {}
+    assert [name for name in ("greedy", "sampling") if name in found] == parts
+    if parts:
+        assert found["passed"] is False
+        assert found["greedy"]["prompts"] == min(answers, 4)
+    if "sampling" in parts:
+        assert found["sampling"]["answers"] == answers - 4
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--selector", "best"], "error: unknown selector 'best': choose from"),
+        (["--temperature", -1], "error: temperature must be a finite number of at least 0, got -1"),
+        (["--prompt", ""], "error: prompt 1: "),
+        (["--max-new-tokens", 2000], "error: prompt 1: .* more than the context of target, 1024"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_line(folder, more, message):
+    result = nab(*arguments(folder, "audit", *more))
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert re.match(message, result.stderr)
+    assert nab(*arguments(folder, "audit", "--dtype", "bfloat16")).exit_code == 2
+
+
+def test_the_audit_of_the_tiny_target(tmp_path):
+    """A prompt a domain and few answers: ``nab audit --target tiny`` alone takes a minute."""
+    more = ["--drafters", "lookup,json", "--max-new-tokens", "12", "--answers", "20", "--json"]
+    result = nab("audit", "--target", "tiny", *more)
+    assert result.exit_code == 1, result.stderr
+    found = json.loads(result.stdout)
+    assert found["greedy"] == {"passed": True, "prompts": 7, "tokens": 84, "differences": []}
+    assert found["sampling"]["accepted"]
 
 
 def test_without_a_network_and_a_cache_one_line_says_so(tmp_path):

@@ -3,19 +3,17 @@
 from copy import deepcopy
 from functools import cache
 from itertools import product
-from math import log, sqrt
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from enumeration import outcomes
-from scipy.stats import chisquare
 from test_heads import head_model
 from test_schemes import SoftmaxOfCertain
 
 import nab
-from nab import sampling
+from nab import audit, sampling
 from nab.acceptance import Chain, MultiDraft, TopK, WithoutReplacement
 from nab.backends import chains
 from nab.backends.cache import Tree, TreeCache
@@ -231,14 +229,8 @@ def test_the_same_check_rejects_the_broken_twin(owner, function, broken, names, 
 # --- sampled texts ---
 
 
-VOCAB, WORD, START, ANSWERS, RISK = 3, 2, 1, 1600, 1e-9
+VOCAB, WORD, START = 3, 2, 1
 WORDS = list(product(range(VOCAB), repeat=WORD))
-RADIUS = sqrt(2 * log((2 ** len(WORDS) - 2) / RISK) / ANSWERS)
-"""Frequencies of independent answers are further than this from their law with probability at most RISK, in
-L1: ``P(|f - p| >= e) <= (2^k - 2) exp(-n e^2 / 2)`` for k words (Weissman et al. 2003, Thm 2.1)."""
-SLACK = sqrt(2 * log(1 / RISK) / ANSWERS)
-"""Answers of a law at distance ``RADIUS + SLACK`` or more are within RADIUS with probability at most RISK:
-by Hoeffding's inequality for the set of words that they have too often."""
 
 stays = {"without": lambda law, token: law}
 from_p = {"residual": lambda p, q: p}
@@ -304,12 +296,15 @@ def exact_law(scheme):
     return np.array([found.get(word, 0.0) for word in WORDS])
 
 
-def counts(scheme):
-    """Of the words among seeded, independent answers."""
-    rng, found = np.random.default_rng(0), dict.fromkeys(WORDS, 0)
-    for _ in range(ANSWERS):
-        found[tuple(text(nab.until(decoded(scheme, [START], rng), max_new_tokens=WORD)))] += 1
-    return np.array(list(found.values()))
+def audited(scheme):
+    """Answers of two rounds at least."""
+    target, drafter = pair()
+
+    def generate(prompt, seed):
+        return text(nab.until(decoded(scheme, prompt, seed), max_new_tokens=2 * WORD))
+
+    options = {"max_new_tokens": 2 * WORD, "drafters": [drafter], "error": 0.1, "rng": 0}
+    return audit.sampling(generate, target, [[START]], **options)
 
 
 def target_law():
@@ -327,25 +322,15 @@ def distance(law, other):
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_sampled_answers_have_the_targets_law(name):
-    """Exactly, by enumeration of all rounds; in a sample up to RADIUS, and by chi-square at level 1e-6.
-
-    The guarantee is RADIUS: the level of chi-square is asymptotic.
-    """
-    scheme, expected = SAMPLED[name], target_law()
-    assert distance(exact_law(scheme), expected) < 1e-12
-    found = counts(scheme)
-    assert distance(found / ANSWERS, expected) < RADIUS
-    assert chisquare(found, expected * ANSWERS).pvalue > 1e-6
+    """Exactly, by enumeration of all rounds; and a sample passes the audit."""
+    assert distance(exact_law(SAMPLED[name]), target_law()) < 1e-12
+    assert audited(SAMPLED[name]).passed
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_the_same_sample_rejects_the_broken_twin(name, monkeypatch):
-    """Its law is so far from the target's that it must, with probability 1 - RISK."""
+def test_both_reject_the_broken_twin(name, monkeypatch):
     twin, changes = TWINS[name]
     for function, broken in changes.items():
         monkeypatch.setattr(sampling, function, broken)
-    expected = target_law()
-    assert distance(exact_law(twin), expected) > RADIUS + SLACK
-    found = counts(twin)
-    assert distance(found / ANSWERS, expected) > RADIUS
-    assert chisquare(found, expected * ANSWERS).pvalue < 1e-6
+    assert distance(exact_law(twin), target_law()) > 1e-3
+    assert not audited(twin).accepted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from nab.backends.torch import CausalLM, Warper
 from nab.decode import Round
 from nab.measure import Query
 from nab.pool import Pool
+from nab.prompts import Prompt
 from nab.schemes import Scheme
 from nab.selector import Chooses
 from nab.types import LanguageModel
@@ -101,6 +102,20 @@ class Session:
                     f"ones make {needed}, more than the context of {model.name}, {model.context}"
                 )
         return ids
+
+    def encoded(self, prompts: Iterable[Prompt]) -> list[list[int]]:
+        """Token ids of prompts.
+
+        Raises:
+            ValueError: numbering the first one that ``encode`` refuses.
+        """
+        found = []
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                found.append(self.encode(prompt.text))
+            except ValueError as error:
+                raise ValueError(f"prompt {number}: {error}") from None
+        return found
 
     def _models(self) -> list[CausalLM | Head]:
         """Those with a cache and a context."""

@@ -419,6 +419,27 @@ class CausalLM:
         return {kind: window if kind == "sliding_attention" else None for kind in kinds}
 
 
+class Uncached:
+    """A transformers model as a ``LanguageModel`` by its own forward over the whole text.
+
+    Slow, and free of the caches and kernels of this package: what audits compare with.
+
+    Args:
+        model: in eval mode.
+        warper: what turns logits into the law.
+    """
+
+    def __init__(self, model: PreTrainedModel, warper: Warper | None = None) -> None:
+        self.model, self.warper = model, warper or Warper()
+
+    @torch.inference_mode()
+    def score(self, tokens: Sequence[int], start: int) -> Tensor:
+        """Processed laws ``(len(tokens) - start + 1, vocab)``, from ``start >= 1`` on."""
+        ids = torch.tensor([tokens], device=self.model.device)
+        logits: Tensor = self.model(ids, use_cache=False).logits
+        return self.warper(logits[0, start - 1 :])
+
+
 @dataclass(frozen=True)
 class Lifted:
     """A numpy ``LanguageModel`` (n-gram, prompt lookup) on a device, its laws processed like the target's.
