@@ -1,4 +1,4 @@
-"""What is drawn inside ``generate`` of transformers has the law of its processed logits, as an audit sees it."""
+"""What is drawn inside ``generate`` of transformers has the law of its processed logits, says an audit."""
 
 from functools import cache
 from types import SimpleNamespace
