@@ -2,14 +2,11 @@
 
 import json
 from dataclasses import replace
-from functools import cache
 from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, chisquare
@@ -18,11 +15,6 @@ from test_schemes import SoftmaxOfCertain
 import nab
 from nab import audit, sampling
 from nab.acceptance import Chain
-from nab.backends import chains, rows
-from nab.backends.assisted import Candidates
-from nab.backends.hf import Speculative
-from nab.backends.torch import CausalLM, Uncached
-from nab.losses import Token
 from nab.sampling import Child
 from nab.schemes import Levels
 from nab.sim import Markov
@@ -407,61 +399,3 @@ def test_what_cannot_be_audited_is_named(options, message):
     settings |= {"drafters": DRAFTERS, "answers": 2} | options
     with pytest.raises(ValueError, match=message):
         audit.sampling(**settings)
-
-
-# --- inside transformers ---
-
-OPTIONS = {"do_sample": True, "max_new_tokens": PLACES, "top_k": 0, "pad_token_id": 0}
-
-
-@cache
-def models(architecture):
-    model = tiny.ARCHITECTURES[architecture]().train(False)
-    return model, tiny.perturbed(model, 0.1)
-
-
-def generated(architecture, way):
-    """From prompt and seed to what transformers answers, with a hook or without."""
-    model, drafter = models(architecture)
-    settings = {"objective": Token(), "draft_len": 2}
-    hook, candidates = (kind([drafter, "lookup"], **settings) for kind in (Speculative, Candidates))
-    call = {
-        "plain": model.generate,
-        "hook": lambda *ids, **options: model.generate(*ids, **options, custom_generate=hook),
-        "transformers' verifier": lambda *ids, **options: candidates.generate(model, *ids, **options),
-    }[way]
-
-    def generate(prompt, seed):
-        torch.manual_seed(seed)
-        ids = torch.tensor([prompt])
-        return call(ids, attention_mask=torch.ones_like(ids), **OPTIONS)[0, len(prompt) :].tolist()
-
-    return generate
-
-
-def audit_of_generate(architecture, way):
-    model, drafter = models(architecture)
-    return audit.sampling(
-        *(generated(architecture, way), Uncached(model), [[7, 3, 9], [1, 200, 31, 5]]),
-        answers=80,
-        max_new_tokens=PLACES,
-        stop_tokens=[tiny.END],
-        drafters=[CausalLM(drafter)],
-        error=0.2,
-        rng=0,
-    )
-
-
-WAYS = [("llama", "plain"), ("llama", "transformers' verifier"), *product(tiny.ARCHITECTURES, ["hook"])]
-
-
-@pytest.mark.parametrize(("architecture", "way"), WAYS)
-def test_generate_has_the_models_law(architecture, way):
-    assert audit_of_generate(architecture, way).passed
-
-
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_argmax_drafts_with_a_softmax_law_are_found_out(architecture, monkeypatch):
-    argmax = SimpleNamespace(**{**vars(rows), "draw": lambda law, u: rows.likeliest(law)})
-    monkeypatch.setattr(chains, "rows", argmax)  # where chains are drafted; they are verified as before
-    assert not audit_of_generate(architecture, "hook").accepted
