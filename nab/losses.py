@@ -156,6 +156,14 @@ def time_loss(length: Any, seconds: Any, rate: Any, draft_len: Any) -> Floats:
     return np.asarray(np.clip(scaled, 0, 1))  # rounding
 
 
+_Kept = dict[int, deque[tuple[int, float]]]
+"""By drafter, or by draft length: the numbers of recent rounds and their seconds."""
+
+
+def _median(seen: Iterable[tuple[int, float]]) -> float:
+    return float(np.median([seconds for _, seconds in seen]))
+
+
 class Costs:
     """What rounds cost, in seconds: medians over recent rounds, which a few outliers do not move.
 
@@ -163,14 +171,19 @@ class Costs:
     verification at k, which do not fall with k. May be shared by the selectors of many queries, so that the
     second one starts informed.
 
+    What was last seen ``memory`` rounds ago is forgotten. A drafter or length that is not known counts as
+    cheap as can be, so it is tried again where its acceptance deserves it: else what was measured while other
+    jobs held the machine would for ever be compared with plain decoding on a machine at rest.
+
     Args:
         window: rounds remembered of each drafter, and of each draft length, at least 1.
         guess: seconds per drafted token until a drafter has drafted, over those of verification at the
             shortest draft known, at least 0. At 0 unknown drafters count as free, and each query would begin
             with a draft that may be worth nothing.
+        memory: in rounds, of any kind, at least 1.
 
     Raises:
-        ValueError: if ``window`` is below 1, or ``guess`` negative or not finite.
+        ValueError: if ``window`` or ``memory`` is below 1, or ``guess`` negative or not finite.
 
     >>> costs = Costs()
     >>> for draft_len, draft, verify in ((0, 0.0, 5.0), (0, 0.0, 900.0), (0, 0.0, 5.0), (4, 8.0, 7.0)):
@@ -179,13 +192,15 @@ class Costs:
     [[5.0, 10.0, 15.0], [5.0, 10.0, 15.0]]
     """
 
-    def __init__(self, window: int = 31, *, guess: float = 0.1) -> None:
+    def __init__(self, window: int = 31, *, guess: float = 0.1, memory: int = 128) -> None:
         whole("window", window, 1)
+        whole("memory", memory, 1)
         if not (isfinite(guess) and guess >= 0):
             raise ValueError(f"guess must be finite and at least 0, got {guess}")
-        self._window, self._guess = window, guess
-        self._draft: dict[int, deque[float]] = {}
-        self._verify: dict[int, deque[float]] = {}
+        self._window, self._guess, self._memory = window, guess, memory
+        self._rounds = 0
+        self._draft: _Kept = {}
+        self._verify: _Kept = {}
 
     def add(self, drafter: int, draft_len: int, draft: float, verify: float) -> None:
         """Take note of a round.
@@ -202,9 +217,16 @@ class Costs:
         for name, value in (("draft", draft), ("verify", verify)):
             if not (isfinite(value) and value >= 0):
                 raise ValueError(f"seconds of {name} must be finite and at least 0, got {value}")
+        self._rounds += 1
         if draft_len:
-            self._draft.setdefault(drafter, deque(maxlen=self._window)).append(draft / draft_len)
-        self._verify.setdefault(draft_len, deque(maxlen=self._window)).append(verify)
+            self._keep(self._draft, drafter, draft / draft_len)
+        self._keep(self._verify, draft_len, verify)
+        for kept in (self._draft, self._verify):
+            for key in [key for key, seen in kept.items() if seen[-1][0] <= self._rounds - self._memory]:
+                del kept[key]
+
+    def _keep(self, kept: _Kept, key: int, seconds: float) -> None:
+        kept.setdefault(key, deque(maxlen=self._window)).append((self._rounds, seconds))
 
     def draft(self, n: int) -> Floats:
         """Seconds per drafted token of drafters ``0 .. n - 1``, ``(n,)``.
@@ -215,7 +237,7 @@ class Costs:
         Raises:
             ValueError: if no round is known.
         """
-        known = {i: float(np.median(seconds)) for i, seconds in self._draft.items() if i < n}
+        known = {i: _median(seen) for i, seen in self._draft.items() if i < n}
         least = min(known.values()) if known else self._guess * float(self.verify([0])[0])
         return np.array([known.get(i, least) for i in range(n)])
 
@@ -232,7 +254,7 @@ class Costs:
             raise ValueError("no round is known: add one first")
         known = sorted(self._verify)
         rounds = [len(self._verify[k]) for k in known]
-        level = isotonic([float(np.median(self._verify[k])) for k in known], rounds)
+        level = isotonic([_median(self._verify[k]) for k in known], rounds)
         slope = (level[-1] - level[0]) / max(known[-1] - known[0], 1)
         beyond = np.maximum(as_floats(lengths) - known[-1], 0) * slope
         return np.asarray(np.interp(lengths, known, level) + beyond)
@@ -243,15 +265,17 @@ class Costs:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is remembered, as plain JSON types."""
-        return {
-            name: {str(key): [*seconds] for key, seconds in kept.items()}
-            for name, kept in (("draft", self._draft), ("verify", self._verify))
+        kept = {"draft": self._draft, "verify": self._verify}
+        parts = {
+            name: {str(key): [*map(list, seen)] for key, seen in each.items()} for name, each in kept.items()
         }
+        return {"rounds": self._rounds, **parts}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Remember what ``state_dict`` gave, and nothing else."""
+        self._rounds = saved["rounds"]
         self._draft, self._verify = (
-            {int(key): deque(seconds, self._window) for key, seconds in saved[name].items()}
+            {int(key): deque(map(tuple, seen), self._window) for key, seen in saved[name].items()}
             for name in ("draft", "verify")
         )
 

@@ -18,9 +18,10 @@ from test_decode import TARGET, distance, true_law
 
 import nab
 from nab.cli import main
+from nab.learners import NormalHedge
 from nab.losses import Costs, Time, expected_length, isotonic, time_loss
 from nab.schemes import DynamicTree, StaticTree
-from nab.selector import argmax
+from nab.selector import Selector, argmax, seldom
 from nab.sim import Markov
 from nab.sim.replay import replay
 
@@ -159,6 +160,40 @@ def test_a_window_forgets():
     for seconds in (1.0, 1.0, 1.0, 9.0, 9.0):
         costs.add(0, 1, seconds, seconds)
     assert costs.rounds(1, (1,)).tolist() == [[18.0]]
+
+
+def test_what_was_not_seen_for_long_is_forgotten():
+    costs = Costs(memory=3)
+    costs.add(0, 4, 80.0, 90.0)
+    costs.add(1, 2, 4.0, 6.0)
+    costs.add(0, 0, 0.0, 5.0)
+    assert costs.rounds(2, (0, 2, 4)).tolist() == [[5.0, 46.0, 170.0], [5.0, 10.0, 98.0]]
+    costs.add(0, 0, 0.0, 5.0)
+    assert costs.rounds(2, (0, 2, 4)).tolist() == [[5.0, 10.0, 15.0]] * 2
+    saved = Costs(memory=3)
+    saved.load_state_dict(json.loads(json.dumps(costs.state_dict())))
+    for each in (costs, saved):
+        each.add(0, 0, 0.0, 5.0)
+        assert each.rounds(2, (0, 2, 4)).tolist() == [[5.0, 6.0, 7.0]] * 2
+        assert each.state_dict() == costs.state_dict()
+
+
+@pytest.mark.parametrize(("memory", "drafts"), [(128, True), (10**9, False)])
+def test_a_machine_that_was_busy_while_drafting_is_measured_again(memory, drafts):
+    """Others hold it during all drafts of the first query: with an endless memory they are the last ones."""
+    costs, accepted = Costs(memory=memory), np.full((200, 1), 0.9)
+
+    def seconds(drafter, draft_len):
+        slow = 6.0 if draft_len and not drafted else 1.0
+        return slow * 0.1 * draft_len, slow * (1 + 0.05 * draft_len)
+
+    drafted = []
+    for seed in range(8):
+        objective = Time(4, costs=costs)
+        selector = seldom(Selector(NormalHedge(), 1, objective=objective, pick=argmax, rng=seed))
+        played = replay(selector, accepted, accepted, draft_len=4, rng=seed, seconds=seconds)
+        drafted.append(np.mean([each.drafted > 0 for each in played]))
+    assert [share > 0.5 for share in drafted[2:]] == [drafts] * 6, drafted
 
 
 def test_lengths_and_drafters_without_a_measurement():
