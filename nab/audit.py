@@ -368,7 +368,11 @@ def _laws(
         laws = np.stack([normalised(law) for law in laws])
         if drafter is None and not laws.any(-1).all():
             raise ValueError("its law must sum to 1, but is all 0")
-    except ValueError as error:
+    except (
+        ValueError,
+        IndexError,
+        RuntimeError,
+    ) as error:  # some models index by tokens that they do not have
         raise ValueError(f"{'the model' if drafter is None else f'drafter {drafter}'}: {error}") from error
     return laws
 

@@ -1,5 +1,6 @@
 """nab inside transformers' ``generate``: the same ids, scores and stops as without it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
@@ -28,6 +29,7 @@ from nab.backends.pretrained import Pretrained
 from nab.backends.torch import early_exit
 from nab.learners import Hedge
 from nab.losses import Length, Token
+from nab.pool import DrafterWarning
 
 PAD, LENGTH, EPS = 0, 24, torch.finfo(torch.float32).eps
 ROW = torch.randint(1, tiny.VOCAB, (1, 20), generator=torch.Generator().manual_seed(0))
@@ -270,6 +272,7 @@ def test_models_that_do_not_fit_are_named():
     for given, message in (
         ([], "drafters must be at least one, got none"),
         ("lookup", "drafters must be a sequence or a mapping, got str"),
+        ([3], "a drafter must be a model, a name or a path, got 3"),
         (["json"], "drafter 'json' needs the target's tokenizer: without, there are lookup and early-exit"),
     ):
         for hook in (Speculative, Candidates):
@@ -277,6 +280,17 @@ def test_models_that_do_not_fit_are_named():
                 hook(given)
     with pytest.raises(ValueError, match=r"draft_len must be .*at least 1, got 0"):
         Speculative(["lookup"], draft_len=0)
+    with pytest.raises(ValueError, match=r"learner must be one of nab\.learners or the like, got 'hedge'"):
+        Speculative(["lookup"], learner="hedge")
+    with pytest.raises(ValueError, match=r"objective must be one of nab\.losses or the like, got 'token'"):
+        Candidates(["lookup"], objective="token")
+    with pytest.raises(ValueError, match="max_time is that of all rows together: give one, got 2"):
+        both("llama", padded(20, 3), Speculative(["lookup"]), max_time=60.0)
+    for options in ({"num_beams": 2}, {"prompt_lookup_num_tokens": 3}):
+        with pytest.raises(
+            ValueError, match="num_beams must be 1, and prompt_lookup_num_tokens is given here"
+        ):
+            Candidates(["lookup"]).generate(models("llama")[0], **padded(9), **options)
 
 
 def loaded(folder):
@@ -388,6 +402,44 @@ def test_a_model_that_was_changed_is_read_anew():
     layer.register_forward_hook(lambda module, given, found: 2 * found)
     check()
     assert len({str(text) for text in texts}) == len(texts)
+
+
+def test_what_nobody_can_see_changes_the_next_call_too():
+    """Weights through ``.data``, a rotary buffer: no cache outlives a call."""
+    model, hook = tiny.llama(5).train(False), Speculative([tiny.llama(6), "lookup"], objective=Token())
+    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
+    texts = []
+
+    def weights():
+        for parameter in model.parameters():
+            parameter.data.mul_(0.7)
+
+    for change in (lambda: None, weights, lambda: model.model.rotary_emb.inv_freq.mul_(0.1)):
+        change()
+        texts.append(model.generate(**padded(20), **options).tolist())
+        assert model.generate(**padded(20), **options, custom_generate=hook).tolist() == texts[-1]
+    assert texts[0] != texts[1] != texts[2]
+
+
+def test_threads_wait_for_each_other():
+    hook, model = Speculative(drafters("llama"), objective=Token()), models("llama")[0]
+    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
+    inputs = [padded(length) for length in (20, 5, 12, 9)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(lambda each: model.generate(**each, **options, custom_generate=hook).tolist(), inputs)
+        )
+    assert found == [model.generate(**each, **options).tolist() for each in inputs]
+
+
+def test_an_answer_may_go_beyond_the_context_as_it_may_without():
+    model, drafter = (tiny.llama(seed, max_position_embeddings=24).train(False) for seed in (5, 6))
+    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
+    with pytest.warns(DrafterWarning, match="do not fit the context"):
+        found = model.generate(
+            **padded(20), **options, custom_generate=Speculative([drafter], objective=Token())
+        )
+    assert found.tolist() == model.generate(**padded(20), **options).tolist()
 
 
 def test_a_model_can_be_saved_and_trained_as_before(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
+from threading import Lock
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -70,14 +71,18 @@ class Candidates(candidate_generator.CandidateGenerator):
         self._select = Selecting(learner or NormalHedge(), draft_len, objective)
         self._scheme = Levels([Chain()] * draft_len)
         self.query = Query(self._members.names, draft_len)
+        self._lock = Lock()
 
     def generate(self, model: Any, *arguments: Any, **named: Any) -> Any:
         """``model.generate`` with these drafts.
 
         Raises:
+            ValueError: on beams, or a number of tokens for transformers' prompt lookup.
             ImportError: if the installed transformers has another hook than is known here.
         """
-        with self._installed(model):
+        if named.get("num_beams", 1) != 1 or "prompt_lookup_num_tokens" in named:
+            raise ValueError("num_beams must be 1, and prompt_lookup_num_tokens is given here, by draft_len")
+        with self._lock, self._installed(model):
             return model.generate(*arguments, **named, prompt_lookup_num_tokens=self.query.draft_len)
 
     @contextmanager
@@ -101,6 +106,7 @@ class Candidates(candidate_generator.CandidateGenerator):
         """What ``generate`` asks for before its first round."""
         config, prompt = known["generation_config"], known["input_ids"][0].tolist()
         target, drafters = self._members.of(model, config)
+        self._members.forget()
         process = Processors(known["logits_processor"])
         for name, each in drafters.items():
             if isinstance(each, Head):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     MaxLengthCriteria,
+    MaxTimeCriteria,
     StoppingCriteriaList,
 )
 from transformers.generation.configuration_utils import GenerationMode
@@ -55,7 +57,8 @@ class Speculative:
     drafters follow the clock. Rows of a batch are decoded one after another, each with a fresh selector.
 
     Processors and stopping criteria of one's own see one row at a time, with the padding on its left.
-    Processors must be functions of ids and scores: they see drafts that are then rejected.
+    Processors must be functions of ids and scores: they see drafts that are then rejected. Calls from several
+    threads wait for each other.
 
     Args:
         drafters: by name, or in a sequence: models of transformers, numpy language models, ``"lookup"``,
@@ -90,6 +93,7 @@ class Speculative:
         self._select = Selecting(learner or NormalHedge(), draft_len, objective)
         self._draft_len, self._streamer = draft_len, streamer
         self._rows: list[_Row] = []
+        self._lock = Lock()
         self._measure: Callable[[], dict[str, Any]] = dict
 
     @property
@@ -116,22 +120,37 @@ class Speculative:
         **more: Any,
     ) -> Any:
         """Answer all rows: what ``generate`` calls, see ``GenerationMixin._sample`` for the arguments."""
-        config, streamer = generation_config, self._streamer
-        check_known(model, config, more)
+        check_known(model, generation_config, more)
         prompts = unpadded(input_ids, more.get("attention_mask"), more.get("position_ids"))
-        if len(prompts) > 1 and streamer is not None:
+        if len(prompts) > 1 and self._streamer is not None:
             raise ValueError(f"a streamer shows one row, got a batch of {len(prompts)}")
+        if len(prompts) > 1 and any(isinstance(each, MaxTimeCriteria) for each in stopping_criteria):
+            raise ValueError(f"max_time is that of all rows together: give one, got {len(prompts)}")
+        with self._lock:
+            self._begin(model, input_ids.tolist(), prompts, logits_processor, generation_config)
+            self._answer(model, input_ids, stopping_criteria, generation_config)
+            return self._output(input_ids, generation_config)
+
+    def _begin(
+        self,
+        model: Any,
+        ids: list[list[int]],
+        prompts: list[list[int]],
+        processors: LogitsProcessorList,
+        config: GenerationConfig,
+    ) -> None:
+        """Rows with nothing in them, and empty caches."""
         names = self._members.names
         self._rows = rows = [
             _Row(
                 Query(names, self._draft_len),
-                ids,
+                text,
                 prompt,
                 row=(number, len(prompts)),
-                processors=logits_processor,
+                processors=processors,
                 config=config,
             )
-            for number, (ids, prompt) in enumerate(zip(input_ids.tolist(), prompts, strict=True))
+            for number, (text, prompt) in enumerate(zip(ids, prompts, strict=True))
         ]
 
         @cache
@@ -141,21 +160,27 @@ class Speculative:
             return metrics([row.query for row in rows])
 
         self._measure = measure
+        self._members.forget()
+
+    def _answer(
+        self, model: Any, input_ids: Tensor, criteria: StoppingCriteriaList, config: GenerationConfig
+    ) -> None:
+        """Fill the rows."""
+        streamer = self._streamer
         if streamer is not None:
             streamer.put(input_ids.cpu())
-        for row in rows:
+        for row in self._rows:
             seeds = np.random.SeedSequence(int(torch.randint(2**62, ()))).spawn(2)
-            selector = self._select(len(names), seeds[0])
+            selector = self._select(len(self._members.names), seeds[0])
             row.answer(
                 *self._members.of(model, config),
                 selector,
                 rng=seeds[1],
-                criteria=stopping_criteria,
+                criteria=criteria,
                 streamer=streamer,
             )
         if streamer is not None:
             streamer.end()
-        return self._output(input_ids, config)
 
     def _output(self, input_ids: Tensor, config: GenerationConfig) -> Any:
         """Rows side by side, padded on the right; scores are 0 where a row has ended."""

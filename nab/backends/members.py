@@ -42,6 +42,8 @@ class Members:
         if not named:
             raise ValueError("drafters must be at least one, got none")
         for each in named.values():
+            if not (isinstance(each, str | Path | PreTrainedModel) or hasattr(each, "score")):
+                raise ValueError(f"a drafter must be a model, a name or a path, got {each!r}")
             if tokenizer is None and isinstance(each, str | Path) and each not in pool.FOR_ANY_TARGET:
                 known = " and ".join(pool.FOR_ANY_TARGET)
                 raise ValueError(
@@ -62,8 +64,8 @@ class Members:
     ) -> tuple[CausalLM, dict[str, LanguageModel]]:
         """The target and its drafters by name, whose laws are tempered as ``config`` says.
 
-        They are made once for a model as it is, and read on where they were; anew where modules, parameters
-        or hooks have changed since, of the target or a drafter.
+        They are made once for a model as it is; anew where modules, parameters, buffers or hooks have changed
+        since, of the target or a drafter.
 
         Raises:
             ValueError: on a model that cannot be rewound, or a drafter that does not fit it.
@@ -73,6 +75,7 @@ class Members:
         if self._target is None or self._made_of != made_of:
             name = _name(model)
             self._target = CausalLM(model, name=name)
+            self._target.context = None  # generate goes on beyond it
             pretrained = Pretrained(name, model, self._tokenizer)
             self._drafters = {
                 name: self._made(name, each, pretrained, self._target) for name, each in self._given.items()
@@ -90,6 +93,12 @@ class Members:
             elif isinstance(each, Lifted):
                 self._drafters[name] = replace(each, warper=warper)
         return self._target, self._drafters
+
+    def forget(self) -> None:
+        """Begin with empty caches: what a model computes may have changed in ways that nobody can see."""
+        for each in (self._target, *self._drafters.values()):
+            if isinstance(each, CausalLM | Head):
+                each.reset()
 
     def _made(self, name: str, given: Drafter, pretrained: Pretrained, target: CausalLM) -> LanguageModel:
         if isinstance(given, str | Path):
@@ -133,12 +142,8 @@ def _name(model: PreTrainedModel) -> str:
 
 def _identity(model: PreTrainedModel) -> Any:
     """Differs where what a ``CausalLM`` of this model reads with would be another."""
-    modules = list(model.modules())
-    return [
-        *map(id, modules),
-        hooked(modules),
-        *((id(p), p.data_ptr(), p._version) for p in model.parameters()),
-    ]
+    modules, tensors = list(model.modules()), [*model.parameters(), *model.buffers()]
+    return [*map(id, modules), hooked(modules), *((id(t), t.data_ptr(), t._version) for t in tensors)]
 
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -176,6 +181,10 @@ class Selecting:
 
     def __init__(self, learner: Learner[Any], draft_len: int, objective: Objective | None) -> None:
         whole("draft_len", draft_len, 1)
+        if not hasattr(learner, "update"):
+            raise ValueError(f"learner must be one of nab.learners or the like, got {learner!r}")
+        if objective is not None and not callable(objective):
+            raise ValueError(f"objective must be one of nab.losses or the like, got {objective!r}")
         self._learner, self._objective = learner, Time(draft_len) if objective is None else objective
 
     def __call__(self, n: int, seed: Any) -> Chooses:
