@@ -19,12 +19,10 @@ from transformers.generation.utils import GenerationMixin
 
 from nab.acceptance import Chain
 from nab.backends.heads import Head
-from nab.backends.members import Drafter, Members, Selecting
+from nab.backends.members import Drafter, Members, Selecting, have_process
 from nab.backends.processors import Processors
 from nab.backends.rows import Drafted
-from nab.backends.torch import CausalLM
 from nab.decode import Evaluation, Round, Seconds, levels_of, proposed
-from nab.learners import NormalHedge
 from nab.measure import Query, metrics
 from nab.pool import Pool
 from nab.sampling import Draft
@@ -68,7 +66,7 @@ class Candidates(candidate_generator.CandidateGenerator):
         tokenizer: Any = None,
     ) -> None:
         self._members = Members(drafters, tokenizer)
-        self._select = Selecting(learner or NormalHedge(), draft_len, objective)
+        self._select = Selecting(learner, draft_len, objective)
         self._scheme = Levels([Chain()] * draft_len)
         self.query = Query(self._members.names, draft_len)
         self._lock = Lock()
@@ -113,9 +111,7 @@ class Candidates(candidate_generator.CandidateGenerator):
                 raise ValueError(
                     f"drafter {name} reads hidden states, which transformers does not hand on here"
                 )
-        for each in (target, *drafters.values()):
-            if isinstance(each, CausalLM):
-                each.process = process
+        have_process([target, *drafters.values()], process)
         self.query = Query(self._members.names, self.query.draft_len)
         self._pool = Pool(list(drafters.values()))
         self.query.benched = self._pool.benched
@@ -123,10 +119,8 @@ class Candidates(candidate_generator.CandidateGenerator):
         self._selector = self._select(len(drafters), choosing)
         self._tokens, self._prompt, self._longest = prompt, len(prompt), config.max_length
         self._target, self._warper, self._device = target, target.warper, model.device
-        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-        self._like = torch.empty(
-            1, model.config.get_text_config().vocab_size, device=model.device, dtype=dtype
-        )
+        vocab = model.config.get_text_config().vocab_size
+        self._like = torch.empty(1, vocab, device=model.device, dtype=target.law_dtype)
         return self
 
     def get_candidates(self, input_ids: Tensor, **_: Any) -> Any:

@@ -101,8 +101,7 @@ class _Engine:
         models = [target, *(reader.lm for reader in self.readers.values())]
         # then laws need not be computed: their likeliest tokens say all
         self.greedy = all(model.warper.temperature == 0 for model in models)
-        dtype = torch.float64 if target.model.dtype == torch.float64 else torch.float32
-        self.like = torch.empty(0, dtype=dtype, device=target.device)  # laws are
+        self.like = torch.empty(0, dtype=target.law_dtype, device=target.device)  # laws are
         self.vocab = _vocabulary(target)
         self._scheme = Levels([Chain()] * draft_len)
 

@@ -23,11 +23,10 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from nab.backends.members import Drafter, Members, Selecting
+from nab.backends.members import Drafter, Members, Selecting, have_process
 from nab.backends.processors import Processors
 from nab.backends.torch import CausalLM
 from nab.decode import decode, levels_of, until
-from nab.learners import NormalHedge
 from nab.measure import Query, metrics
 from nab.pool import Pool
 from nab.selector import Chooses, Wrapped
@@ -90,7 +89,7 @@ class Speculative:
         streamer: Any = None,
     ) -> None:
         self._members = Members(drafters, tokenizer)
-        self._select = Selecting(learner or NormalHedge(), draft_len, objective)
+        self._select = Selecting(learner, draft_len, objective)
         self._draft_len, self._streamer = draft_len, streamer
         self._rows: list[_Row] = []
         self._lock = Lock()
@@ -155,8 +154,9 @@ class Speculative:
 
         @cache
         def measure() -> dict[str, Any]:
+            target, drafters = self._members.of(model, config)
             for row in rows:
-                row.settle(*self._members.of(model, config))
+                row.settle(target, drafters)
             return metrics([row.query for row in rows])
 
         self._measure = measure
@@ -166,19 +166,14 @@ class Speculative:
         self, model: Any, input_ids: Tensor, criteria: StoppingCriteriaList, config: GenerationConfig
     ) -> None:
         """Fill the rows."""
+        target, drafters = self._members.of(model, config)
         streamer = self._streamer
         if streamer is not None:
             streamer.put(input_ids.cpu())
         for row in self._rows:
             seeds = np.random.SeedSequence(int(torch.randint(2**62, ()))).spawn(2)
-            selector = self._select(len(self._members.names), seeds[0])
-            row.answer(
-                *self._members.of(model, config),
-                selector,
-                rng=seeds[1],
-                criteria=criteria,
-                streamer=streamer,
-            )
+            selector = self._select(len(drafters), seeds[0])
+            row.answer(target, drafters, selector, rng=seeds[1], criteria=criteria, streamer=streamer)
         if streamer is not None:
             streamer.end()
 
@@ -234,10 +229,8 @@ class _Row:
 
     def _enter(self, target: CausalLM, drafters: Mapping[str, Any]) -> None:
         """Have models of transformers process their logits as this row's."""
-        target.process = self._of_target
-        for each in drafters.values():
-            if isinstance(each, CausalLM):
-                each.process = self._processors
+        have_process([target], self._of_target)
+        have_process(drafters.values(), self._processors)
 
     def answer(
         self,

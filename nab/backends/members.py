@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from nab.backends import pool
 from nab.backends.decoder import hooked
 from nab.backends.heads import Head
 from nab.backends.pretrained import Pretrained
-from nab.backends.torch import CausalLM, Lifted, Warper
+from nab.backends.torch import CausalLM, Lifted, Process, Warper
 from nab.checks import whole
+from nab.learners import NormalHedge
 from nab.losses import Time
 from nab.selector import Chooses, Selector, argmax, draw, seldom
 from nab.types import LanguageModel, Learner, Objective
@@ -123,6 +124,13 @@ class Members:
         return pool.lifted(given, target, target.warper, name)
 
 
+def have_process(models: Iterable[Any], process: Process) -> None:
+    """Have those that are models of transformers process their logits so."""
+    for each in models:
+        if isinstance(each, CausalLM):
+            each.process = process
+
+
 def _named(drafters: Sequence[Drafter]) -> dict[str, Drafter]:
     """Names for drafters: their own, with a number where several have the same."""
     found: dict[str, Drafter] = {}
@@ -170,7 +178,7 @@ class Selecting:
     """Makes a fresh selector for every answer.
 
     Args:
-        learner: of the selectors.
+        learner: of the selectors; None is ``NormalHedge()``.
         draft_len: at least 1.
         objective: None is seconds per token, whose costs all selectors share; then drafters are scored now
             and then (``nab.selector.seldom``) and the mode is played.
@@ -179,8 +187,9 @@ class Selecting:
         ValueError: on a draft length below 1.
     """
 
-    def __init__(self, learner: Learner[Any], draft_len: int, objective: Objective | None) -> None:
+    def __init__(self, learner: Learner[Any] | None, draft_len: int, objective: Objective | None) -> None:
         whole("draft_len", draft_len, 1)
+        learner = learner or NormalHedge()
         if not hasattr(learner, "update"):
             raise ValueError(f"learner must be one of nab.learners or the like, got {learner!r}")
         if objective is not None and not callable(objective):

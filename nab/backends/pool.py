@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-
 from nab.backends import eagle3, heads, int8
 from nab.backends.drafters import Lookup, NGram
 from nab.backends.heads import Head, Shape
@@ -152,8 +150,7 @@ def lifted(
     drafter: LanguageModel, model: CausalLM, warper: Warper, name: str, kind: type[Lifted] = Lifted
 ) -> Lifted:
     """A numpy model where the target is, in the dtype of its laws."""
-    dtype = torch.float64 if model.model.dtype == torch.float64 else torch.float32
-    return kind(drafter, warper, model.model.device, dtype, name)
+    return kind(drafter, warper, model.model.device, model.law_dtype, name)
 
 
 def read_ngram(file: Path) -> NGram:

@@ -137,6 +137,11 @@ class CausalLM:
             self._bands = Bands(self._embedding, self.decoder.windows)
         self.reset()
 
+    @property
+    def law_dtype(self) -> torch.dtype:
+        """That of its laws: see ``Warper``."""
+        return torch.float64 if self.model.dtype == torch.float64 else torch.float32
+
     def keep(self, layers: Iterable[int]) -> None:
         """From now on, keep the hidden states of these layers for ``hidden``.
 
