@@ -238,12 +238,10 @@ class Unverified(Chain):
 
 
 def same_uniforms(prompt, seed):
-    """Each round begins the random numbers anew: every token has its law, but none is independent."""
-    found = []
+    """Each round begins the random numbers anew."""
+    found, selector = [], nab.Constant([0.5, 0.5], rng=seed)
     while len(found) < PLACES:
-        rounds = nab.decode(
-            TARGET, DRAFTERS, nab.Constant([0.5, 0.5]), [*prompt, *found], draft_len=2, rng=seed
-        )
+        rounds = nab.decode(TARGET, DRAFTERS, selector, [*prompt, *found], draft_len=2, rng=seed)
         found += next(rounds).emitted
     return found
 
@@ -284,13 +282,20 @@ def test_an_error_that_follows_the_drafter_is_seen_in_its_order_alone(monkeypatc
     assert audited(decoder(), drafters=()).accepted
 
 
-def test_random_numbers_that_are_used_twice_are_seen_in_pairs_alone():
-    found = audited(same_uniforms)
-    single, pairs = (
-        [each.p_value for each in found.chi_squares if each.test in tests]
-        for tests in (audit.TESTS[:2], audit.TESTS[2:])
-    )
-    assert min(pairs) <= found.level < min(single)
+def test_random_numbers_that_are_used_twice_are_seen_in_pairs_not_by_place():
+    """Two numbers in turn lay every token: at each place they are uniform, as the test by place wants."""
+
+    def generate(prompt, seed):
+        turns, found = np.random.default_rng(seed).random(2), []
+        for place in range(PLACES):
+            p = TARGET.score([*prompt, *found], len(prompt) + len(found))[0]
+            order = np.argsort(-p, kind="stable")
+            found.append(int(order[np.searchsorted(p[order].cumsum(), turns[place % 2], side="right")]))
+        return found
+
+    found = audited(generate, drafters=())
+    p_value = {each.test: each.p_value for each in found.chi_squares}
+    assert p_value["pairs by distance"] <= found.level < p_value["tokens by place"]
 
 
 def test_a_token_of_probability_0_is_enough():
