@@ -281,7 +281,7 @@ def sampling(
     model: LanguageModel,
     prompts: Iterable[Sequence[int]],
     *,
-    answers: int = 400,
+    answers: int = 500,
     max_new_tokens: int = 10,
     stop_tokens: Iterable[int] = (),
     drafters: Sequence[LanguageModel] = (),

@@ -356,7 +356,7 @@ def _series(totals: Mapping[str, Any]) -> list[tuple[dict[str, str], Any]]:
 @main.command()
 @_SELECTOR
 @click.option(
-    "--answers", type=click.IntRange(1), default=400, show_default=True, help="Drawn for the sampling test."
+    "--answers", type=click.IntRange(1), default=500, show_default=True, help="Drawn for the sampling test."
 )
 @click.option(
     "--error",

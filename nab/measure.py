@@ -178,7 +178,12 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
     loss and in rounds.
     ``benched`` is the number of queries in which a drafter failed. ``single_drafters`` is the mean acceptance
     length that each drafter alone would have had on the same text, in expectation: see ``expected_rounds``.
+
+    Raises:
+        ValueError: if there is no query.
     """
+    if not queries:
+        raise ValueError("metrics need a query at least, got none")
     names, draft_len = queries[0].names, queries[0].draft_len
     rounds = [round_ for query in queries for round_ in query.rounds]
     tokens = sum(len(r.emitted) for r in rounds)

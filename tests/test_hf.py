@@ -1,6 +1,8 @@
 """nab inside transformers' ``generate``: the same ids, scores and stops as without it."""
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import cache
 
 import pytest
@@ -14,6 +16,8 @@ from transformers import (
     GPT2LMHeadModel,
     LogitsProcessor,
     LogitsProcessorList,
+    MambaConfig,
+    MambaForCausalLM,
     StoppingCriteria,
     StoppingCriteriaList,
     T5Config,
@@ -207,6 +211,17 @@ def test_sampled_texts_repeat_with_torchs_seed():
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.parametrize("kind", [Speculative, Candidates])
+def test_greedy_answers_leave_torchs_generator_as_it_is(kind):
+    hook, before = kind(drafters("llama"), objective=Token()), torch.get_rng_state()
+    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": 6}
+    if kind is Candidates:
+        hook.generate(models("llama")[0], **padded(9), **options)
+    else:
+        models("llama")[0].generate(**padded(9), **options, custom_generate=hook)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_num_return_sequences_are_rows():
     hook = Speculative(drafters("llama"), objective=Token())
     found = both("llama", padded(20), hook, do_sample=True, num_return_sequences=3)[1]
@@ -223,6 +238,36 @@ def test_metrics_are_of_the_whole_answer():
     assert all(len(query.scores()[0]) == LENGTH for query in alike.queries)
     assert metrics["single_drafters"]["same"] == 2 * LENGTH / (2 * -(-LENGTH // 5))
     assert Speculative(["lookup"]).metrics == {}
+
+
+def test_what_is_returned_can_be_sent_elsewhere():
+    hook = Speculative(drafters("llama"), objective=Token())
+    found = both("llama", padded(20, 9), hook, return_dict_in_generate=True, output_scores=True)[1]
+    for copied in (pickle.loads(pickle.dumps(found)), deepcopy(found)):
+        assert copied.metrics == found.metrics != {}
+        assert copied.sequences.tolist() == found.sequences.tolist()
+        assert torch.equal(torch.stack(copied.scores), torch.stack(found.scores))
+
+
+def test_models_in_training_drop_nothing_and_go_on_training():
+    """Of target and drafter, modules that were frozen in eval mode stay so."""
+    target, drafter = (
+        GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.5)).double()
+        for _ in range(2)
+    )
+    hook = Speculative([drafter], objective=Token())
+    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
+    plain = target.train(False).generate(**padded(20), **options).tolist()
+    for each in (target, drafter):
+        each.train()
+        each.transformer.h[0].mlp.train(False)
+    modes = [module.training for each in (target, drafter) for module in each.modules()]
+    for _ in range(2):
+        assert target.generate(**padded(20), **options, custom_generate=hook).tolist() == plain
+        assert Candidates([drafter]).generate(target, **padded(20), **options).tolist() == plain
+        assert hook.metrics["num_tokens"] == LENGTH
+        assert [module.training for each in (target, drafter) for module in each.modules()] == modes
+    assert set(modes) == {False, True}
 
 
 def test_a_hook_follows_another_model_and_other_settings():
@@ -264,6 +309,20 @@ def test_models_that_do_not_fit_are_named():
         encoder.generate(
             ROW % 20, max_new_tokens=4, custom_generate=Speculative(["lookup"]), decoder_start_token_id=0
         )
+    recurrent = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="keeps a recurrent state, which cannot be rewound: Mamba"):
+        recurrent.generate(ROW % 20, max_new_tokens=4, custom_generate=Speculative(["lookup"]))
+    shallow, adapted = tiny.llama(5, num_hidden_layers=2), tiny.llama(5)
+    adapted.model.layers[0].mlp.up_proj = torch.nn.Sequential(adapted.model.layers[0].mlp.up_proj)
+    for model, message in (
+        (shallow, "early exit must be after 1 to 1 of 2 layers, got 2"),
+        (
+            adapted,
+            r"early exit takes the layers of a plain LlamaForCausalLM: no model\.layers\.0\.mlp\.up_proj",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**padded(9), max_new_tokens=4, custom_generate=Speculative(["early-exit"]))
     other = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=8, n_layer=1, n_head=2))
     with pytest.raises(
         ValueError, match="drafter small has another vocabulary than the target: 100 tokens, not 257"

@@ -119,7 +119,7 @@ def test_the_warped_law_is_the_one_transformers_samples_from():
         (lambda: Warper(temperature=float("nan")), "temperature .*nan"),
         (lambda: Warper(top_k=-2), "top_k .*-2"),
         (lambda: Warper(top_p=0), r"top_p .*0"),
-        (lambda: early_exit(tiny.llama(), 3), "between 1 and 2 layers, got 3"),
+        (lambda: early_exit(tiny.llama(), 3), "after 1 to 2 of 3 layers, got 3"),
         (lambda: CausalLM(tiny.llama()).score([1, 2], 0), r"start must lie in \[1, 2\], got 0"),
         (
             lambda: CausalLM(tiny.llama(max_position_embeddings=8), name="t").score([1] * 9, 9),

@@ -19,7 +19,7 @@ from transformers.generation.utils import GenerationMixin
 
 from nab.acceptance import Chain
 from nab.backends.heads import Head
-from nab.backends.members import Drafter, Members, Selecting, have_process
+from nab.backends.members import Drafter, Members, Selecting, have_process, seeds
 from nab.backends.processors import Processors
 from nab.backends.rows import Drafted
 from nab.decode import Evaluation, Round, Seconds, levels_of, proposed
@@ -80,7 +80,7 @@ class Candidates(candidate_generator.CandidateGenerator):
         """
         if named.get("num_beams", 1) != 1 or "prompt_lookup_num_tokens" in named:
             raise ValueError("num_beams must be 1, and prompt_lookup_num_tokens is given here, by draft_len")
-        with self._lock, self._installed(model):
+        with self._lock, self._installed(model), self._members.in_eval_mode(model):
             return model.generate(*arguments, **named, prompt_lookup_num_tokens=self.query.draft_len)
 
     @contextmanager
@@ -115,7 +115,8 @@ class Candidates(candidate_generator.CandidateGenerator):
         self.query = Query(self._members.names, self.query.draft_len)
         self._pool = Pool(list(drafters.values()))
         self.query.benched = self._pool.benched
-        self._rng, choosing = np.random.default_rng(int(torch.randint(2**62, ()))).spawn(2)
+        choosing, drawing = seeds(config)
+        self._rng = np.random.default_rng(drawing)
         self._selector = self._select(len(drafters), choosing)
         self._tokens, self._prompt, self._longest = prompt, len(prompt), config.max_length
         self._target, self._warper, self._device = target, target.warper, model.device
@@ -174,7 +175,8 @@ class Candidates(candidate_generator.CandidateGenerator):
         """See ``nab.backends.hf.Speculative.metrics``."""
         if not self.query.rounds:
             return {}
-        self.query.settle(self._target, self._pool, self._tokens[: self._prompt])
+        with self._members.in_eval_mode(self._target.model):
+            self.query.settle(self._target, self._pool, self._tokens[: self._prompt])
         return metrics([self.query])
 
 

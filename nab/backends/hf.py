@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -23,7 +22,7 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from nab.backends.members import Drafter, Members, Selecting, have_process
+from nab.backends.members import Drafter, Members, Selecting, have_process, seeds
 from nab.backends.processors import Processors
 from nab.backends.torch import CausalLM
 from nab.decode import decode, levels_of, until
@@ -46,14 +45,19 @@ class SpeculativeOutput(GenerateDecoderOnlyOutput):
         """See ``Speculative.metrics``."""
         return self._measure()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With metrics as numbers: models stay where they are."""
+        return {**vars(self), "_measure": partial(dict, self.metrics)}
+
 
 class Speculative:
     """For ``model.generate(..., custom_generate=Speculative([small_model, "lookup"]))``.
 
     The answer has the law that it has without it: the argmax of the scores behind all processors and warpers,
-    or a draw from them. Draws are numpy's, seeded by torch's default generator: after ``torch.manual_seed``
-    they repeat, but they are not those of plain ``generate``, and under the time objective the choices of
-    drafters follow the clock. Rows of a batch are decoded one after another, each with a fresh selector.
+    or a draw from them. Draws are numpy's, seeded by torch's default generator, which greedy calls leave as
+    it is: after ``torch.manual_seed`` they repeat, but they are not those of plain ``generate``, and under
+    the time objective the choices of drafters follow the clock. Rows of a batch are decoded one after
+    another, each with a fresh selector. Meanwhile models are in eval mode.
 
     Processors and stopping criteria of one's own see one row at a time, with the padding on its left.
     Processors must be functions of ids and scores: they see drafts that are then rejected. Calls from several
@@ -125,7 +129,7 @@ class Speculative:
             raise ValueError(f"a streamer shows one row, got a batch of {len(prompts)}")
         if len(prompts) > 1 and any(isinstance(each, MaxTimeCriteria) for each in stopping_criteria):
             raise ValueError(f"max_time is that of all rows together: give one, got {len(prompts)}")
-        with self._lock:
+        with self._lock, self._members.in_eval_mode(model):
             self._begin(model, input_ids.tolist(), prompts, logits_processor, generation_config)
             self._answer(model, input_ids, stopping_criteria, generation_config)
             return self._output(input_ids, generation_config)
@@ -154,9 +158,10 @@ class Speculative:
 
         @cache
         def measure() -> dict[str, Any]:
-            target, drafters = self._members.of(model, config)
-            for row in rows:
-                row.settle(target, drafters)
+            with self._members.in_eval_mode(model):
+                target, drafters = self._members.of(model, config)
+                for row in rows:
+                    row.settle(target, drafters)
             return metrics([row.query for row in rows])
 
         self._measure = measure
@@ -171,9 +176,9 @@ class Speculative:
         if streamer is not None:
             streamer.put(input_ids.cpu())
         for row in self._rows:
-            seeds = np.random.SeedSequence(int(torch.randint(2**62, ()))).spawn(2)
-            selector = self._select(len(drafters), seeds[0])
-            row.answer(target, drafters, selector, rng=seeds[1], criteria=criteria, streamer=streamer)
+            choosing, drawing = seeds(config)
+            selector = self._select(len(drafters), choosing)
+            row.answer(target, drafters, selector, rng=drawing, criteria=criteria, streamer=streamer)
         if streamer is not None:
             streamer.end()
 
@@ -325,6 +330,7 @@ def check_known(model: Any, config: GenerationConfig, more: Mapping[str, Any]) -
         "use_cache",
         "logits_to_keep",
         "synced_gpus",
+        "cache_params",  # of recurrent models, which are refused as such
     }
     if model.config.is_encoder_decoder:
         raise ValueError(f"only decoders can be speculated for, got {type(model).__name__}")

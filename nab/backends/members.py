@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from nab.backends import pool
@@ -71,7 +74,7 @@ class Members:
         Raises:
             ValueError: on a model that cannot be rewound, or a drafter that does not fit it.
         """
-        models = [model, *(each for each in self._given.values() if isinstance(each, PreTrainedModel))]
+        models = self._models(model)
         made_of = list(map(_identity, models))
         if self._target is None or self._made_of != made_of:
             name = _name(model)
@@ -94,6 +97,22 @@ class Members:
             elif isinstance(each, Lifted):
                 self._drafters[name] = replace(each, warper=warper)
         return self._target, self._drafters
+
+    @contextmanager
+    def in_eval_mode(self, model: PreTrainedModel) -> Iterator[None]:
+        """For the time being, target and drafters are: what drops at random has no law to keep to."""
+        models = self._models(model)
+        modes = [(module, module.training) for each in models for module in each.modules()]
+        for each in models:
+            each.train(False)
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _models(self, target: PreTrainedModel) -> list[PreTrainedModel]:
+        return [target, *(each for each in self._given.values() if isinstance(each, PreTrainedModel))]
 
     def forget(self) -> None:
         """Begin with empty caches: what a model computes may have changed in ways that nobody can see."""
@@ -165,6 +184,12 @@ def _vocabulary(model: PreTrainedModel, tokenizer: Any = None) -> dict[str, int]
     except (OSError, ValueError):
         return None
     return dict(found.get_vocab()) if found else None
+
+
+def seeds(config: GenerationConfig) -> list[np.random.SeedSequence]:
+    """Two, by torch's default generator, which greedy generation leaves as it is."""
+    with torch.random.fork_rng(devices=[], enabled=not config.do_sample):
+        return np.random.SeedSequence(int(torch.randint(2**62, ()))).spawn(2)
 
 
 def _warper(config: GenerationConfig) -> Warper:

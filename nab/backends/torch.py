@@ -528,11 +528,12 @@ def early_exit(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     """The first ``layers`` layers of ``model`` under its own final norm and head; all weights are shared.
 
     Raises:
-        ValueError: if ``layers`` is not in [1, number of layers - 1].
+        ValueError: if ``layers`` is not in [1, number of layers - 1], or weights lie elsewhere than in a
+            plain model of this class, as those under adapters do.
     """
     total = model.config.get_text_config().num_hidden_layers
     if not 1 <= layers < total:
-        raise ValueError(f"early exit needs between 1 and {total - 1} layers, got {layers}")
+        raise ValueError(f"early exit must be after 1 to {total - 1} of {total} layers, got {layers}")
     config = copy.deepcopy(model.config)
     config.get_text_config().num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -540,6 +541,8 @@ def early_exit(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     with torch.device("meta"):
         shallow: PreTrainedModel = type(model)(config)
     weights: dict[str, Any] = {k: v for k, v in model.state_dict().items() if k in shallow.state_dict()}
+    if missing := shallow.state_dict().keys() - weights:
+        raise ValueError(f"early exit takes the layers of a plain {type(model).__name__}: no {min(missing)}")
     shallow.load_state_dict(weights, assign=True)
     buffers = dict(model.named_buffers())
     for name, _ in list(shallow.named_buffers()):  # those outside the state dict, such as rotary frequencies
