@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import pairwise
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from nab.pool import Pool
 from nab.sampling import Draft, scored, verify
 from nab.schemes import Levels, Scheme, accepted
 from nab.selector import Chooses, check_scores
-from nab.types import Accepts, Floats, LanguageModel, Law, Verified, Verifies, as_floats
+from nab.types import Accepts, Evaluate, Floats, LanguageModel, Law, Verified, Verifies, as_floats
 
 
 class Seconds(NamedTuple):
@@ -177,15 +176,15 @@ def decode(
     like = target.score(tokens, len(tokens))
     cut = cache(scheme.cut)
     while True:
-        clock = [perf_counter()]
+        begun = perf_counter()
         uniforms = rng.random(2 * scheme.nodes + 1)
-        start, choice, probs = len(tokens), selector.choice, selector.probs
+        start, choice = len(tokens), selector.choice
         levels = levels_of(selector, draft_len)
         shape = cut(levels) if 0 < levels < draft_len else scheme
         draws, tests = uniforms[: scheme.nodes], uniforms[scheme.nodes :]
         work = partial(proposed, shape, tokens, draws, like, itself=itself is not None)
         draft = (pool.call(choice, work) if levels else None) or Draft([], [], [])
-        clock.append(perf_counter())
+        drafted = perf_counter()
 
         found = itself.verify(tokens, draft, tests) if itself else _tested(target, tokens, draft, tests)
         if found.fault:
@@ -193,15 +192,35 @@ def decode(
             pool.bench(choice, f"ValueError: {name} {found.fault}")
         emitted = found.emitted
         tokens.extend(emitted)
-        clock.append(perf_counter())
+        spent = drafted - begun, perf_counter() - drafted
 
         evaluation = Evaluation(pool, scheme, tuple(tokens), start, (found.laws,), len(prompt), exact)
-        spent = clock[1] - clock[0], clock[2] - clock[1]
-        gamma, realised = selector.observe(len(emitted), evaluation, seconds=spent) or (None, None)
-        clock.append(perf_counter())
+        yield observed(selector, evaluation, start=start, drafted=found.drafted, emitted=emitted, spent=spent)
 
-        seconds = Seconds(*(after - before for before, after in pairwise(clock)))
-        yield Round(start, choice, probs, found.drafted, len(emitted) - 1, emitted, gamma, realised, seconds)
+
+def observed(
+    selector: Chooses,
+    evaluate: Evaluate,
+    *,
+    start: int,
+    drafted: int,
+    emitted: tuple[int, ...],
+    spent: tuple[float, float],
+) -> Round:
+    """The record of a round, of which the selector learns now.
+
+    Args:
+        selector: as it chose for the round.
+        evaluate: scores the emitted tokens.
+        start: see ``Round``.
+        drafted: likewise.
+        emitted: likewise.
+        spent: seconds of the draft, and of the target's forward and verification.
+    """
+    begun, choice, probs = perf_counter(), selector.choice, selector.probs
+    gamma, realised = selector.observe(len(emitted), evaluate, seconds=spent) or (None, None)
+    seconds = Seconds(*spent, perf_counter() - begun)
+    return Round(start, choice, probs, drafted, len(emitted) - 1, emitted, gamma, realised, seconds)
 
 
 def levels_of(selector: Chooses, draft_len: int) -> int:

@@ -22,7 +22,7 @@ from nab.backends.heads import Head
 from nab.backends.members import Drafter, Members, Selecting, have_process, seeds
 from nab.backends.processors import Processors
 from nab.backends.rows import Drafted
-from nab.decode import Evaluation, Round, Seconds, levels_of, proposed
+from nab.decode import Evaluation, levels_of, observed, proposed
 from nab.measure import Query, metrics
 from nab.pool import Pool
 from nab.sampling import Draft
@@ -155,17 +155,20 @@ class Candidates(candidate_generator.CandidateGenerator):
             num_matches: accepted tokens that were kept.
         """
         begun, drafted = self._clock
-        verified, start = perf_counter(), len(self._tokens)
-        emitted = input_ids[0, start:].tolist()
+        spent, start = (drafted - begun, perf_counter() - drafted), len(self._tokens)
+        emitted = tuple(input_ids[0, start:].tolist())
         self._tokens = [*self._tokens, *emitted]
         laws = partial(self._laws, scores[0, : len(emitted)])
-        text, selector = tuple(self._tokens), self._selector
-        evaluation = Evaluation(self._pool, self._scheme, text, start, (laws,), self._prompt)
-        about = start, selector.choice, selector.probs, self._drafted, int(num_matches), tuple(emitted)
-        spent = drafted - begun, verified - drafted
-        gamma, realised = selector.observe(len(emitted), evaluation, seconds=spent) or (None, None)
-        seconds = Seconds(*spent, perf_counter() - verified)
-        self.query.take(Round(*about, gamma, realised, seconds))
+        evaluation = Evaluation(self._pool, self._scheme, tuple(self._tokens), start, (laws,), self._prompt)
+        self.query.take(
+            observed(
+                *(self._selector, evaluation),
+                start=start,
+                drafted=self._drafted,
+                emitted=emitted,
+                spent=spent,
+            )
+        )
 
     def _laws(self, scores: Tensor) -> Tensor:
         return self._warper(scores.to(self._like.dtype))

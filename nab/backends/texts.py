@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nab.backends.drafters import Lookup
 from nab.checks import whole
-from nab.decode import Round, Seconds, levels_of
+from nab.decode import Round, levels_of, observed
 from nab.learners import NormalHedge
 from nab.pool import Pool
 from nab.selector import Chooses, Selector
@@ -132,16 +132,14 @@ class Text:
                 f"emitted must be the accepted part of the draft {self._drafted} and one token more, got "
                 f"{new.tolist()}"
             )
-        start, choice, probs = len(self.tokens), self.selector.choice, self.selector.probs
+        start = len(self.tokens)
         self.tokens = np.concatenate([self.tokens, new])
-        begun = perf_counter()
         hits = _Hits(self._pool, self.tokens, start)
-        gamma, realised = self.selector.observe(len(new), hits, seconds=spent) or (None, None)
+        drafted, came = len(self._drafted), tuple(new.tolist())
+        round_ = observed(self.selector, hits, start=start, drafted=drafted, emitted=came, spent=spent)
         self._handed = perf_counter()
         if self._watch is not None:
-            seconds = Seconds(*spent, self._handed - begun)
-            drafted, accepted, tokens = len(self._drafted), len(new) - 1, tuple(new.tolist())
-            self._watch(Round(start, choice, probs, drafted, accepted, tokens, gamma, realised, seconds))
+            self._watch(round_)
         self._drafted, self._spent = [], 0.0
 
 
