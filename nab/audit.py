@@ -342,14 +342,22 @@ def _some(prompts: Iterable[Sequence[int]]) -> list[Sequence[int]]:
     found = list(prompts)
     if not found:
         raise ValueError("an audit needs at least one prompt")
+    for prompt in found:
+        if not len(prompt) or not all(hasattr(token, "__index__") for token in prompt):
+            raise ValueError(f"a prompt must be token ids, at least one, got {prompt!r}")
     return found
 
 
 def _cut(answer: Iterable[int], length: int, stop_tokens: frozenset[int]) -> list[int]:
     """The answer up to its first stop token or ``length`` tokens."""
     found = list[int]()
+    if not isinstance(answer, Iterable):
+        raise ValueError(f"an answer must be tokens, got {answer!r}")
     for token in answer:
-        found.append(index(token))
+        try:
+            found.append(index(token))
+        except TypeError:
+            raise ValueError(f"an answer must be whole numbers, got {token!r}") from None
         if len(found) == length or found[-1] in stop_tokens:
             return found
     raise ValueError(f"an answer must have {length} tokens or end with a stop token, got {found}")

@@ -180,10 +180,12 @@ def metrics(queries: Sequence[Query]) -> dict[str, Any]:
     length that each drafter alone would have had on the same text, in expectation: see ``expected_rounds``.
 
     Raises:
-        ValueError: if there is no query.
+        ValueError: if there is no query, or they differ in drafters or draft length.
     """
     if not queries:
         raise ValueError("metrics need a query at least, got none")
+    if len(different := {(tuple(query.names), query.draft_len) for query in queries}) > 1:
+        raise ValueError(f"metrics need queries with the same drafters and draft length, got {different}")
     names, draft_len = queries[0].names, queries[0].draft_len
     rounds = [round_ for query in queries for round_ in query.rounds]
     tokens = sum(len(r.emitted) for r in rounds)

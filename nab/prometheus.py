@@ -61,6 +61,9 @@ _FAMILIES = (
     _Family("replayed_acceptance_length", "Mean acceptance length over replays of the texts."),
 )
 
+_RESERVED = ("drafted", "le", *sorted({family.label for family in _FAMILIES if family.label}))
+"""Labels that families have themselves."""
+
 _OF_DRAFTERS = {
     "num_drafts": ("num_drafts", "Drafts."),
     "num_draft_tokens": ("num_draft_tokens", "Drafted tokens."),
@@ -86,13 +89,21 @@ class Collector:
         """All families of metrics.
 
         Raises:
-            ValueError: if some have other labels than the others.
+            ValueError: if some have other labels than the others, or the same values; if a label is none.
         """
         found = [*self._read()]
         own = [*found[0][0]] if found else []
+        seen = list[Mapping[str, str]]()
         for labels, _ in found:
             if {*labels} != {*own}:
                 raise ValueError(f"all metrics need the same labels, got {own} and {[*labels]}")
+            if labels in seen:
+                raise ValueError(f"metrics need labels of their own, got {dict(labels)} twice")
+            for name, value in labels.items():
+                if name in _RESERVED or not isinstance(value, str):
+                    taken = ", ".join(_RESERVED)
+                    raise ValueError(f"a label must be a text, not called {taken}; got {name}={value!r}")
+            seen.append(labels)
         values = [([labels[name] for name in own], metrics) for labels, metrics in found]
         families = [_family(family, own, values) for family in _FAMILIES]
         families += [_of_drafters(entry, own, values) for entry in _OF_DRAFTERS]

@@ -94,7 +94,8 @@ class Levels:
     def __init__(self, rules: Iterable[Rule]) -> None:
         object.__setattr__(self, "rules", tuple(rules))
         if self.nodes > _MOST_NODES:
-            widths = " x ".join(str(rule.width) for rule in self.rules)
+            shown = [str(rule.width) for rule in self.rules[:8]]
+            widths = " x ".join([*shown, "..."] if len(self.rules) > len(shown) else shown)
             raise ValueError(f"a tree of {widths} has {self.nodes} nodes, at most {_MOST_NODES} are allowed")
 
     @property

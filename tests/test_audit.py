@@ -388,7 +388,11 @@ def changed(change):
             r"the model: it has tokens in \[0, 12\), but .* 12",
         ),
         ({"generate": lambda prompt, seed: [-1] * 6}, r"the model: it has tokens in \[0, 12\), but .* -1"),
+        ({"generate": lambda prompt, seed: None}, "an answer must be tokens, got None"),
+        ({"generate": lambda prompt, seed: [0.5]}, "an answer must be whole numbers, got 0.5"),
         ({"prompts": []}, "an audit needs at least one prompt"),
+        ({"prompts": [[0], []]}, r"a prompt must be token ids, at least one, got \[\]"),
+        ({"prompts": [[0.5]]}, r"a prompt must be token ids, at least one, got \[0.5\]"),
         ({"model": Markov(np.zeros((12, 12)))}, "the model: its law must sum to 1, but is all 0"),
         ({"model": changed(np.log)}, "the model: its law must be non-negative and finite"),
         (

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from scipy.stats import binom
+from torch.nn.functional import rms_norm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import Cache
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from nab.backends import decoder
 from nab.backends.cache import Bands, Slots
-from nab.backends.decoder import Decoder, form, stack
+from nab.backends.decoder import Decoder, Norm, form, stack
 from nab.backends.torch import CausalLM, early_exit
 
 ROUNDING = 1e-10  # as in tests/test_torch.py; float64 errors of these models stay below 1e-13
@@ -56,6 +59,23 @@ def read(of, embedding, ids, lengths):
         masks = {window: bands(entries, window) for window in of.windows}
         parts.append(of(embedding[ids[:, entries.start : at]], cache, entries, masks)[-1])
     return torch.cat(parts, 1)
+
+
+def test_norms_round_where_transformers_rounds():
+    """In bfloat16, but where a sum in another order crosses a boundary between two numbers.
+
+    A mean of ``width`` squares is off by at most ``width`` units in the last place of float32, its root by
+    half of them, both sides and the operations behind by less than ``width + 6``: so likely is a crossing.
+    """
+    width, generator = 64, torch.Generator().manual_seed(0)
+    x, scale = (torch.randn(shape, generator=generator).bfloat16() for shape in ((4096, width), (width,)))
+    known = LlamaRMSNorm(width, eps=1e-5).bfloat16()
+    known.weight.data = scale
+    expected = known(x)
+    crossing = 2 * (width + 6) * torch.finfo(torch.float32).eps / torch.finfo(torch.bfloat16).eps
+    most = binom.isf(1e-6, x.numel(), crossing)
+    assert (Norm(scale, 1e-5)(x) != expected).sum() <= most
+    assert (rms_norm(x, (width,), scale, 1e-5) != expected).sum() > most
 
 
 @torch.inference_mode()

@@ -12,12 +12,15 @@ from test_heads import head_model
 from transformers import (
     AutoModelForCausalLM,
     EosTokenCriteria,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LogitsProcessor,
     LogitsProcessorList,
     MambaConfig,
     MambaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     StoppingCriteria,
     StoppingCriteriaList,
     T5Config,
@@ -331,6 +334,7 @@ def test_models_that_do_not_fit_are_named():
     for given, message in (
         ([], "drafters must be at least one, got none"),
         ("lookup", "drafters must be a sequence or a mapping, got str"),
+        (None, "drafters must be a sequence or a mapping, got NoneType"),
         ([3], "a drafter must be a model, a name or a path, got 3"),
         (["json"], "drafter 'json' needs the target's tokenizer: without, there are lookup and early-exit"),
     ):
@@ -339,17 +343,29 @@ def test_models_that_do_not_fit_are_named():
                 hook(given)
     with pytest.raises(ValueError, match=r"draft_len must be .*at least 1, got 0"):
         Speculative(["lookup"], draft_len=0)
-    with pytest.raises(ValueError, match=r"learner must be one of nab\.learners or the like, got 'hedge'"):
-        Speculative(["lookup"], learner="hedge")
-    with pytest.raises(ValueError, match=r"objective must be one of nab\.losses or the like, got 'token'"):
-        Candidates(["lookup"], objective="token")
+    for learner in ("hedge", Hedge):
+        with pytest.raises(ValueError, match=r"learner must be one of nab\.learners or the like, got ['<]"):
+            Speculative(["lookup"], learner=learner)
+    for objective in ("token", Token):
+        with pytest.raises(ValueError, match=r"objective must be one of nab\.losses or the like, got ['<]"):
+            Candidates(["lookup"], objective=objective)
+    with pytest.raises(ValueError, match="input_ids must be token ids, at least 0, got -3"):
+        models("llama")[0].generate(
+            ROW[:, :3] * 0 - 3, max_new_tokens=4, custom_generate=Speculative(["lookup"])
+        )
     with pytest.raises(ValueError, match="max_time is that of all rows together: give one, got 2"):
         both("llama", padded(20, 3), Speculative(["lookup"]), max_time=60.0)
-    for options in ({"num_beams": 2}, {"prompt_lookup_num_tokens": 3}):
+    beams = GenerationConfig(num_beams=2)
+    for options in ({"num_beams": 2}, {"generation_config": beams}, {"prompt_lookup_num_tokens": 3}):
         with pytest.raises(
             ValueError, match="num_beams must be 1, and prompt_lookup_num_tokens is given here"
         ):
             Candidates(["lookup"]).generate(models("llama")[0], **padded(9), **options)
+    with pytest.raises(ValueError, match="assistant_model must be None: drafters are given to the constr"):
+        Candidates(["lookup"]).generate(models("llama")[0], **padded(9), assistant_model=models("llama")[1])
+    cacheless = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=20, n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="keeps nothing of what it has read: OpenAIGPTLMHeadModel"):
+        cacheless.generate(ROW % 20, max_new_tokens=4, custom_generate=Speculative(["lookup"]))
 
 
 def loaded(folder):
@@ -489,6 +505,33 @@ def test_threads_wait_for_each_other():
             pool.map(lambda each: model.generate(**each, **options, custom_generate=hook).tolist(), inputs)
         )
     assert found == [model.generate(**each, **options).tolist() for each in inputs]
+
+
+@pytest.mark.parametrize("kind", [Speculative, Candidates])
+def test_hooks_of_several_threads_wait_for_a_model_they_share(kind):
+    """Each thread its own hook; the model is in training, and other threads use it without any."""
+    config = GPT2Config(vocab_size=257, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.5)
+    model = GPT2LMHeadModel(config).double()
+    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
+    inputs = [padded(length) for length in (20, 5, 12, 9)]
+    plain = [model.train(False).generate(**each, **options).tolist() for each in inputs]
+    model.train()
+
+    def answer(each):
+        hook = kind(["lookup"], objective=Token())
+        if kind is Candidates:
+            return hook.generate(model, **each, **options).tolist()
+        return model.generate(**each, **options, custom_generate=hook).tolist()
+
+    def without(each):
+        return model.generate(**each, **options, prompt_lookup_num_tokens=3).shape
+
+    with ThreadPoolExecutor(8) as pool:
+        found, others = pool.map(answer, inputs), pool.map(without, inputs)
+        assert [*found] == plain
+        assert [*others] == [torch.Size(torch.tensor(each).shape) for each in plain]
+    assert model.training
+    assert HOOK not in vars(model)
 
 
 def test_an_answer_may_go_beyond_the_context_as_it_may_without():

@@ -46,6 +46,13 @@ def test_hooks_into_engines_need_neither_torch_nor_the_engine():
     assert heavy_modules_after("import nab.backends.vllm, nab.backends.llama_cpp, nab.prometheus") == []
 
 
+def test_the_command_names_the_extra_that_it_needs():
+    without = "import sys; sys.modules['click'] = None; import nab.__main__; nab.__main__.main()"
+    result = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "the command needs click: pip install 'not-a-bandit[cli]'\n"
+
+
 def test_that_check_can_fail():
     assert {"torch", "transformers"} <= set(heavy_modules_after("import nab, nab.backends.torch"))
     assert heavy_modules_after("import nab, scipy.special") == ["scipy"]

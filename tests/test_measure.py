@@ -140,3 +140,11 @@ def test_plain_decoding_has_length_one_and_no_regret():
     assert found["mean_acceptance_length"] == 1
     assert found["draft_acceptance_rate"] is None
     assert found["regret"] == found["choice_share"] == found["draft_share"] == {}
+
+
+def test_queries_that_do_not_go_together_are_named():
+    with pytest.raises(ValueError, match="metrics need a query at least, got none"):
+        metrics([])
+    for other in (Query(["b"], 4), Query(["a"], 3)):
+        with pytest.raises(ValueError, match="queries with the same drafters and draft length, got"):
+            metrics([Query(["a"], 4), other])

@@ -126,9 +126,18 @@ def test_a_file_has_the_text_and_is_replaced_whole(tmp_path):
         prometheus.check(tmp_path)
 
 
-def test_other_labels_are_named():
-    with pytest.raises(ValueError, match=r"same labels, got \['policy', 'domain'\] and \['policy'\]"):
-        prometheus.text([FOUND[0], ({"policy": "plain"}, FOUND[2][1])])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([{"policy": "a", "domain": "b"}, {"policy": "a"}], r"got \['policy', 'domain'\] and \['policy'\]"),
+        ([{"policy": "a"}, {"policy": "a"}], r"labels of their own, got \{'policy': 'a'\} twice"),
+        ([{"drafter": "a"}], "not called drafted, le, drafter, .*; got drafter='a'"),
+        ([{"run": 3}], "a label must be a text, .*; got run=3"),
+    ],
+)
+def test_wrong_labels_are_named(labels, message):
+    with pytest.raises(ValueError, match=message):
+        prometheus.text([(each, FOUND[0][1]) for each in labels])
 
 
 @pytest.mark.parametrize(

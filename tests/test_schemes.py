@@ -428,6 +428,7 @@ def test_levels_count_their_nodes():
     ("make", "message"),
     [
         (lambda: Levels([TopK(9)] * 4), "9 x 9 x 9 x 9 has 7380 nodes, at most 4096"),
+        (lambda: Levels([Chain()] * 5000), "1 x 1 x 1 x 1 x 1 x 1 x 1 x 1 x ... has 5000 nodes"),
         (lambda: StaticTree([(0,), (0,)]), "must be different"),
         (lambda: StaticTree([]), "one at least"),
         (lambda: StaticTree([(1,)]), r"path \(1,\) needs .*\(0,\)"),

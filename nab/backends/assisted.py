@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
-from threading import Lock
+from threading import Lock, get_ident
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -75,17 +75,20 @@ class Candidates(candidate_generator.CandidateGenerator):
         """``model.generate`` with these drafts.
 
         Raises:
-            ValueError: on beams, or a number of tokens for transformers' prompt lookup.
+            ValueError: on beams, on another model to assist, or on a number of tokens for prompt lookup.
             ImportError: if the installed transformers has another hook than is known here.
         """
-        if named.get("num_beams", 1) != 1 or "prompt_lookup_num_tokens" in named:
+        config = named.get("generation_config") or model.generation_config
+        if (named.get("num_beams") or config.num_beams or 1) != 1 or "prompt_lookup_num_tokens" in named:
             raise ValueError("num_beams must be 1, and prompt_lookup_num_tokens is given here, by draft_len")
-        with self._lock, self._installed(model), self._members.in_eval_mode(model):
+        if named.get("assistant_model") is not None:
+            raise ValueError("assistant_model must be None: drafters are given to the constructor")
+        with self._lock, self._members.alone(model), self._installed(model):
             return model.generate(*arguments, **named, prompt_lookup_num_tokens=self.query.draft_len)
 
     @contextmanager
     def _installed(self, model: Any) -> Iterator[None]:
-        """For the time being, have a model take its candidates here."""
+        """For the time being, have a model take this thread's candidates here."""
         for name, wanted in WANTED.items():
             found = getattr(GenerationMixin, name, None)
             missing = wanted - (set(signature(found).parameters) if found else set())
@@ -94,7 +97,12 @@ class Candidates(candidate_generator.CandidateGenerator):
                     f"transformers {transformers.__version__} has no {name} of {', '.join(sorted(missing))}: "
                     "use nab.backends.hf.Speculative, which needs its documented interface alone"
                 )
-        setattr(model, HOOK, partial(self._begin, model))
+        own, others = get_ident(), getattr(model, HOOK)
+
+        def begin(**known: Any) -> Any:
+            return self._begin(model, **known) if get_ident() == own else others(**known)
+
+        setattr(model, HOOK, begin)
         try:
             yield
         finally:
@@ -178,7 +186,7 @@ class Candidates(candidate_generator.CandidateGenerator):
         """See ``nab.backends.hf.Speculative.metrics``."""
         if not self.query.rounds:
             return {}
-        with self._members.in_eval_mode(self._target.model):
+        with self._members.alone(self._target.model):
             self.query.settle(self._target, self._pool, self._tokens[: self._prompt])
         return metrics([self.query])
 

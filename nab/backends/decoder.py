@@ -47,7 +47,7 @@ class Norm(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(rows, ..., width)``, or ``(rows, heads, entries, width)`` where heads have their own scales."""
-        if self.members is None and self.scale.dim() == 1 and x.dtype != torch.float64:
+        if self.members is None and self.scale.dim() == 1 and x.dtype == torch.float32:
             return rms_norm(x, self.scale.shape, self.scale, self.eps)
         y = self._scaled(x)
         if self.members is None:
@@ -57,7 +57,7 @@ class Norm(NamedTuple):
         return (y * scale).view(x.shape)
 
     def _scaled(self, x: Tensor) -> Tensor:
-        """In float64 as transformers has it: in float32, operation by operation, so that both agree."""
+        """Rounded where transformers rounds: in float64 it computes in float32, operation by operation."""
         if x.dtype != torch.float64:
             return rms_norm(x, x.shape[-1:], None, self.eps)
         y = x.float()
@@ -198,7 +198,7 @@ class Decoder:
             if layer.heads is not None:
                 turned = layer.heads(turned)
             first, second = turned.chunk(2, -1)
-            turned = torch.addcmul(turned * cos, torch.cat([-second, first], -1), sin)
+            turned = turned * cos + torch.cat([-second, first], -1) * sin
             known, values = cache.update(turned[:, queries:], heads[:, queries + keys :], number)
             seen = scaled_dot_product_attention(
                 turned[:, :queries],

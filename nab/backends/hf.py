@@ -129,7 +129,7 @@ class Speculative:
             raise ValueError(f"a streamer shows one row, got a batch of {len(prompts)}")
         if len(prompts) > 1 and any(isinstance(each, MaxTimeCriteria) for each in stopping_criteria):
             raise ValueError(f"max_time is that of all rows together: give one, got {len(prompts)}")
-        with self._lock, self._members.in_eval_mode(model):
+        with self._lock, self._members.alone(model):
             self._begin(model, input_ids.tolist(), prompts, logits_processor, generation_config)
             self._answer(model, input_ids, stopping_criteria, generation_config)
             return self._output(input_ids, generation_config)
@@ -158,7 +158,7 @@ class Speculative:
 
         @cache
         def measure() -> dict[str, Any]:
-            with self._members.in_eval_mode(model):
+            with self._members.alone(model):
                 target, drafters = self._members.of(model, config)
                 for row in rows:
                     row.settle(target, drafters)
@@ -351,7 +351,8 @@ def unpadded(input_ids: Tensor, mask: Tensor | None, positions: Tensor | None) -
     """The rows without their padding.
 
     Raises:
-        ValueError: if a row is empty, is masked elsewhere than on its left, or has positions of its own.
+        ValueError: if an id is none, or a row is empty, masked elsewhere than on its left, or has positions
+            of its own.
     """
     seen = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device).long()
     if seen.shape != input_ids.shape or not ((seen == 0) | (seen == 1)).all():
@@ -361,5 +362,7 @@ def unpadded(input_ids: Tensor, mask: Tensor | None, positions: Tensor | None) -
     counted = (seen.cumsum(1) - 1) * seen
     if positions is not None and not (positions.to(seen.device) * seen == counted).all():
         raise ValueError("position_ids must count a row's tokens from 0")
+    if input_ids.is_floating_point() or int(input_ids.min()) < 0:
+        raise ValueError(f"input_ids must be token ids, at least 0, got {input_ids.min().item()}")
     starts = (seen.shape[1] - seen.sum(1)).tolist()
     return [row[start:] for row, start in zip(input_ids.tolist(), starts, strict=True)]

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from nab.learners import NormalHedge
 from nab.losses import Time
 from nab.selector import Chooses, Selector, argmax, draw, seldom
 from nab.types import LanguageModel, Learner, Objective
+
+_LOCKS = WeakKeyDictionary[PreTrainedModel, RLock]()
 
 Drafter = PreTrainedModel | LanguageModel | str | Path
 """A model of transformers, a numpy model, or a name or path as ``nab.backends.pool.build`` takes it."""
@@ -40,7 +44,7 @@ class Members:
     """
 
     def __init__(self, drafters: Sequence[Drafter] | Mapping[str, Drafter], tokenizer: Any = None) -> None:
-        if isinstance(drafters, str | Path | PreTrainedModel):
+        if not isinstance(drafters, Sequence | Mapping) or isinstance(drafters, str):
             raise ValueError(f"drafters must be a sequence or a mapping, got {type(drafters).__name__}")
         named = drafters if isinstance(drafters, Mapping) else _named(drafters)
         if not named:
@@ -99,17 +103,21 @@ class Members:
         return self._target, self._drafters
 
     @contextmanager
-    def in_eval_mode(self, model: PreTrainedModel) -> Iterator[None]:
-        """For the time being, target and drafters are: what drops at random has no law to keep to."""
+    def alone(self, model: PreTrainedModel) -> Iterator[None]:
+        """For the time being, no other hook has this target, and all models are in eval mode.
+
+        What drops at random has no law to keep to.
+        """
         models = self._models(model)
-        modes = [(module, module.training) for each in models for module in each.modules()]
-        for each in models:
-            each.train(False)
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with _LOCKS.setdefault(model, RLock()):
+            modes = [(module, module.training) for each in models for module in each.modules()]
+            for each in models:
+                each.train(False)
+            try:
+                yield
+            finally:
+                for module, mode in modes:
+                    module.training = mode
 
     def _models(self, target: PreTrainedModel) -> list[PreTrainedModel]:
         return [target, *(each for each in self._given.values() if isinstance(each, PreTrainedModel))]
@@ -215,9 +223,9 @@ class Selecting:
     def __init__(self, learner: Learner[Any] | None, draft_len: int, objective: Objective | None) -> None:
         whole("draft_len", draft_len, 1)
         learner = learner or NormalHedge()
-        if not hasattr(learner, "update"):
+        if isinstance(learner, type) or not hasattr(learner, "update"):
             raise ValueError(f"learner must be one of nab.learners or the like, got {learner!r}")
-        if objective is not None and not callable(objective):
+        if isinstance(objective, type) or not (objective is None or callable(objective)):
             raise ValueError(f"objective must be one of nab.losses or the like, got {objective!r}")
         self._learner, self._objective = learner, Time(draft_len) if objective is None else objective
 

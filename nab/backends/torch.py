@@ -103,7 +103,8 @@ class CausalLM:
     time.
 
     Args:
-        model: put in eval mode. Its cache must be able to forget, so recurrent models are refused.
+        model: put in eval mode. Its cache must be able to forget, so recurrent models are refused; those
+            without a cache are when they are first called.
         warper: what turns logits into the law.
         name: for error messages.
 
@@ -289,7 +290,8 @@ class CausalLM:
         found = chains.agreed(draft, logits) if p is None else chains.tested(draft, p, uniforms)
         if not found.sound:
             self.reset()
-            raise ValueError(f"{self.name} returned logits that are {_NAN}")
+            made = "returned logits" if self.process is None else "has logits, once processed,"
+            raise ValueError(f"{self.name} {made} that are {_NAN}")
         self._cache.tree = Tree([*tokens, *found.drafted])
         draft.tell(found.drafted)
 
@@ -341,6 +343,8 @@ class CausalLM:
             output_hidden_states=bool(self._layers),
             **layout,
         )
+        if not self._cache.keys.get_seq_length():
+            raise ValueError(f"{self.name} keeps nothing of what it has read: {type(self.model).__name__}")
         return [output.hidden_states[layer][0] for layer in self._layers], output.logits
 
     def _decoded(
