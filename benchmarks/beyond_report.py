@@ -91,11 +91,9 @@ def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> N
             low, high = np.quantile(values[:, 1:], [0.025, 0.975], axis=1)
             at = np.arange(len(studies)) + (k - (len(PLAYED) - 1) / 2) * width
             spread = np.abs(np.stack([low, high]) - values[:, 0])
-            axes.bar(
-                at, values[:, 0], width, yerr=spread, label=name, color=COLOURS[name], error_kw={"lw": 0.8}
-            )
+            axes.errorbar(at, values[:, 0], spread, fmt="o", ms=4, lw=1.2, label=name, color=COLOURS[name])
         axes.axhline(1, color="black", lw=1)
-        axes.set(title=title, ylim=(0.4, None))
+        axes.set_title(title)
         axes.set_xticks(range(len(studies)), [SWITCHED[study] for study in studies], fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("MAT / best single drafter of the query")
@@ -115,7 +113,9 @@ def regret_picture(cells: Mapping[str, Mapping[str, Floats]], n: int, path: Path
         tokens = np.arange(1, len(curve) + 1)
         bound = [bounds.hedge_tuned(n, int(t)) for t in tokens]
         axes.plot(tokens, bound, "k--", lw=1, label=r"$\sqrt{T\,\ln n\,/\,2}$")
-        axes.set(title=title, xlabel="tokens", ylim=(0, 3 * bound[-1]))
+        lowest = min(curve.min() for curve in curves.values())
+        axes.set(title=title, xlabel="tokens", ylim=(1.1 * min(lowest, 0), 3 * bound[-1]))
+        axes.axhline(0, color="black", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("regret, token loss")
     figure.axes[0].legend(fontsize=8, frameon=False)
@@ -173,7 +173,6 @@ def router_picture(cells: Mapping[str, Mapping[str, Study]], routes: dict[str, A
                 error_kw={"lw": 0.8},
             )  # fmt: skip
         axes.axvline(1, color="#1f5fa8", lw=1.2)
-        axes.set_xlim(0.4, None)
         axes.set_title(f"MAT / normal-hedge, {title}", fontsize=9)
     grid[0].set_yticks(places + width / 2, variants)
     grid[0].invert_yaxis()
