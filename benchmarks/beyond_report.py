@@ -81,9 +81,9 @@ def regrets(curves: Mapping[str, Floats], n: int) -> str:
 
 def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> None:
     """MAT over that of the best drafter of the query, by policy and number of changes."""
-    figure = Figure(figsize=(14, 3.8), layout="constrained")
+    figure = Figure(figsize=(9.2, 0.8 + 3.2 * len(cells)), layout="constrained")
     for axes, (title, studies) in zip(
-        figure.subplots(1, len(cells), squeeze=False, sharey=True)[0], cells.items(), strict=True
+        figure.subplots(len(cells), 1, squeeze=False)[:, 0], cells.items(), strict=True
     ):
         column, width = "of the best drafter of the query", 0.8 / len(PLAYED)
         for k, name in enumerate(PLAYED):
@@ -93,10 +93,10 @@ def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> N
             spread = np.abs(np.stack([low, high]) - values[:, 0])
             axes.errorbar(at, values[:, 0], spread, fmt="o", ms=4, lw=1.2, label=name, color=COLOURS[name])
         axes.axhline(1, color="black", lw=1)
-        axes.set_title(title)
-        axes.set_xticks(range(len(studies)), [SWITCHED[study] for study in studies], fontsize=8)
+        axes.set_title(title, fontsize=10)
+        axes.set_xticks(range(len(studies)), [SWITCHED[study] for study in studies])
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("MAT / best single drafter of the query")
+        axes.set_ylabel("MAT / best single drafter")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
