@@ -40,6 +40,7 @@ from nab.pool import DrafterWarning
 
 PAD, LENGTH, EPS = 0, 24, torch.finfo(torch.float32).eps
 ROW = torch.randint(1, tiny.VOCAB, (1, 20), generator=torch.Generator().manual_seed(0))
+GREEDY = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
 OBJECTIVES = {"token": Token(), "length": Length(4), "time": None}
 PROCESSED = {
     "none": {},
@@ -85,9 +86,16 @@ def padded(*lengths):
 
 def both(architecture, inputs, hook, **options):
     """Outputs of ``generate`` without and with a hook."""
-    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH} | options
+    options = GREEDY | options
     model = models(architecture)[0]
     return model.generate(**inputs, **options), model.generate(**inputs, **options, custom_generate=hook)
+
+
+def answered(hook, model, inputs):
+    """What ``generate`` gives with a hook of either kind."""
+    if isinstance(hook, Candidates):
+        return hook.generate(model, **inputs, **GREEDY)
+    return model.generate(**inputs, **GREEDY, custom_generate=hook)
 
 
 @every_architecture
@@ -217,11 +225,7 @@ def test_sampled_texts_repeat_with_torchs_seed():
 @pytest.mark.parametrize("kind", [Speculative, Candidates])
 def test_greedy_answers_leave_torchs_generator_as_it_is(kind):
     hook, before = kind(drafters("llama"), objective=Token()), torch.get_rng_state()
-    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": 6}
-    if kind is Candidates:
-        hook.generate(models("llama")[0], **padded(9), **options)
-    else:
-        models("llama")[0].generate(**padded(9), **options, custom_generate=hook)
+    answered(hook, models("llama")[0], padded(9))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -259,15 +263,14 @@ def test_models_in_training_drop_nothing_and_go_on_training():
         for _ in range(2)
     )
     hook = Speculative([drafter], objective=Token())
-    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
-    plain = target.train(False).generate(**padded(20), **options).tolist()
+    plain = target.train(False).generate(**padded(20), **GREEDY).tolist()
     for each in (target, drafter):
         each.train()
         each.transformer.h[0].mlp.train(False)
     modes = [module.training for each in (target, drafter) for module in each.modules()]
     for _ in range(2):
-        assert target.generate(**padded(20), **options, custom_generate=hook).tolist() == plain
-        assert Candidates([drafter]).generate(target, **padded(20), **options).tolist() == plain
+        assert target.generate(**padded(20), **GREEDY, custom_generate=hook).tolist() == plain
+        assert Candidates([drafter]).generate(target, **padded(20), **GREEDY).tolist() == plain
         assert hook.metrics["num_tokens"] == LENGTH
         assert [module.training for each in (target, drafter) for module in each.modules()] == modes
     assert set(modes) == {False, True}
@@ -428,7 +431,7 @@ def test_drafters_of_one_kind_have_names_of_their_own():
 def test_transformers_verifies_candidates(architecture, processed):
     for objective in OBJECTIVES.values():
         candidates = Candidates(drafters(architecture), objective=objective)
-        options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH, **PROCESSED[processed]}
+        options = GREEDY | PROCESSED[processed]
         model = models(architecture)[0]
         found = candidates.generate(model, **padded(20), **options)
         assert found.tolist() == model.generate(**padded(20), **options).tolist()
@@ -440,10 +443,9 @@ def test_transformers_verifies_candidates(architecture, processed):
 def test_candidates_learn_what_the_loop_learns():
     """At temperature 0 drafters are scored alike, whoever verifies."""
     loop, candidates = (kind(drafters("llama"), objective=Token()) for kind in (Speculative, Candidates))
-    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
     torch.manual_seed(3)
-    models("llama")[0].generate(**padded(20), **options, custom_generate=loop)
-    candidates.generate(models("llama")[0], **padded(20), **options)
+    models("llama")[0].generate(**padded(20), **GREEDY, custom_generate=loop)
+    candidates.generate(models("llama")[0], **padded(20), **GREEDY)
     for ours, theirs in zip(loop.queries[0].scores(), candidates.query.scores(), strict=True):
         assert ours.tolist() == theirs.tolist()
 
@@ -457,12 +459,11 @@ def test_another_transformers_is_named(monkeypatch):
 def test_a_model_that_was_changed_is_read_anew():
     """Weights replaced, in place or not; another module; a hook that changes what a layer computes."""
     model, hook = tiny.llama(5).train(False), Speculative([tiny.llama(6), "lookup"], objective=Token())
-    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
     texts = []
 
     def check():
-        plain = model.generate(**padded(20), **options)
-        assert model.generate(**padded(20), **options, custom_generate=hook).tolist() == plain.tolist()
+        plain = model.generate(**padded(20), **GREEDY)
+        assert model.generate(**padded(20), **GREEDY, custom_generate=hook).tolist() == plain.tolist()
         texts.append(plain.tolist())
 
     check()
@@ -482,7 +483,6 @@ def test_a_model_that_was_changed_is_read_anew():
 def test_what_nobody_can_see_changes_the_next_call_too():
     """Weights through ``.data``, a rotary buffer: no cache outlives a call."""
     model, hook = tiny.llama(5).train(False), Speculative([tiny.llama(6), "lookup"], objective=Token())
-    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
     texts = []
 
     def weights():
@@ -491,20 +491,19 @@ def test_what_nobody_can_see_changes_the_next_call_too():
 
     for change in (lambda: None, weights, lambda: model.model.rotary_emb.inv_freq.mul_(0.1)):
         change()
-        texts.append(model.generate(**padded(20), **options).tolist())
-        assert model.generate(**padded(20), **options, custom_generate=hook).tolist() == texts[-1]
+        texts.append(model.generate(**padded(20), **GREEDY).tolist())
+        assert model.generate(**padded(20), **GREEDY, custom_generate=hook).tolist() == texts[-1]
     assert texts[0] != texts[1] != texts[2]
 
 
 def test_threads_wait_for_each_other():
     hook, model = Speculative(drafters("llama"), objective=Token()), models("llama")[0]
-    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
     inputs = [padded(length) for length in (20, 5, 12, 9)]
     with ThreadPoolExecutor(4) as pool:
         found = list(
-            pool.map(lambda each: model.generate(**each, **options, custom_generate=hook).tolist(), inputs)
+            pool.map(lambda each: model.generate(**each, **GREEDY, custom_generate=hook).tolist(), inputs)
         )
-    assert found == [model.generate(**each, **options).tolist() for each in inputs]
+    assert found == [model.generate(**each, **GREEDY).tolist() for each in inputs]
 
 
 @pytest.mark.parametrize("kind", [Speculative, Candidates])
@@ -512,19 +511,15 @@ def test_hooks_of_several_threads_wait_for_a_model_they_share(kind):
     """Each thread its own hook; the model is in training, and other threads use it without any."""
     config = GPT2Config(vocab_size=257, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.5)
     model = GPT2LMHeadModel(config).double()
-    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
     inputs = [padded(length) for length in (20, 5, 12, 9)]
-    plain = [model.train(False).generate(**each, **options).tolist() for each in inputs]
+    plain = [model.train(False).generate(**each, **GREEDY).tolist() for each in inputs]
     model.train()
 
     def answer(each):
-        hook = kind(["lookup"], objective=Token())
-        if kind is Candidates:
-            return hook.generate(model, **each, **options).tolist()
-        return model.generate(**each, **options, custom_generate=hook).tolist()
+        return answered(kind(["lookup"], objective=Token()), model, each).tolist()
 
     def without(each):
-        return model.generate(**each, **options, prompt_lookup_num_tokens=3).shape
+        return model.generate(**each, **GREEDY, prompt_lookup_num_tokens=3).shape
 
     with ThreadPoolExecutor(8) as pool:
         found, others = pool.map(answer, inputs), pool.map(without, inputs)
@@ -536,12 +531,11 @@ def test_hooks_of_several_threads_wait_for_a_model_they_share(kind):
 
 def test_an_answer_may_go_beyond_the_context_as_it_may_without():
     model, drafter = (tiny.llama(seed, max_position_embeddings=24).train(False) for seed in (5, 6))
-    options = {"do_sample": False, "pad_token_id": PAD, "max_new_tokens": LENGTH}
     with pytest.warns(DrafterWarning, match="do not fit the context"):
         found = model.generate(
-            **padded(20), **options, custom_generate=Speculative([drafter], objective=Token())
+            **padded(20), **GREEDY, custom_generate=Speculative([drafter], objective=Token())
         )
-    assert found.tolist() == model.generate(**padded(20), **options).tolist()
+    assert found.tolist() == model.generate(**padded(20), **GREEDY).tolist()
 
 
 def test_a_model_can_be_saved_and_trained_as_before(tmp_path):

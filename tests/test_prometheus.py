@@ -129,7 +129,10 @@ def test_a_file_has_the_text_and_is_replaced_whole(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([{"policy": "a", "domain": "b"}, {"policy": "a"}], r"got \['policy', 'domain'\] and \['policy'\]"),
+        (
+            [{"policy": "a", "domain": "b"}, {"policy": "a"}],
+            r"same labels, got \['policy', 'domain'\] and \['policy'\]",
+        ),
         ([{"policy": "a"}, {"policy": "a"}], r"labels of their own, got \{'policy': 'a'\} twice"),
         ([{"drafter": "a"}], "not called drafted, le, drafter, .*; got drafter='a'"),
         ([{"run": 3}], "a label must be a text, .*; got run=3"),

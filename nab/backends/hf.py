@@ -234,7 +234,7 @@ class _Row:
 
     def _enter(self, target: CausalLM, drafters: Mapping[str, Any]) -> None:
         """Have models of transformers process their logits as this row's."""
-        have_process([target], self._of_target)
+        target.process = self._of_target
         have_process(drafters.values(), self._processors)
 
     def answer(

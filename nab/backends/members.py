@@ -26,6 +26,7 @@ from nab.selector import Chooses, Selector, argmax, draw, seldom
 from nab.types import LanguageModel, Learner, Objective
 
 _LOCKS = WeakKeyDictionary[PreTrainedModel, RLock]()
+"""One a target, see ``Members.alone``."""
 
 Drafter = PreTrainedModel | LanguageModel | str | Path
 """A model of transformers, a numpy model, or a name or path as ``nab.backends.pool.build`` takes it."""
