@@ -11,8 +11,9 @@ summary is not made again, so a stopped run goes on with the same command. `repo
 are and writes one JSON and one picture per cell and the tables OUT/paper.md.
 
 Prompts: for the tiny target openings of held-out documents, for SmolLM2 held-out requests, then shipped ones.
-Prompt k has seed k: every policy meets the same uniforms. At temperature 0 every text is compared with that
-of plain decoding; a difference is computed again in a higher precision and counted as rounding or not.
+Prompt k has seed k: every policy meets the same uniforms. Policies that some prompts of a cell lack
+(`--policies`) have no figures as decoded, only replayed ones. At temperature 0 every text is compared with
+that of plain decoding; a difference is computed again in a higher precision and counted as rounding or not.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def record(options: argparse.Namespace) -> None:
     domains = options.domains or sorted(
         path.name for path in options.corpora.iterdir() if (path / "requests" / "heldout.txt").exists()
     )
-    for needed in (PLAIN, paper_report.HEDGE):
+    for needed in (paper_report.HEDGE, *([PLAIN] if 0 in options.temperature else [])):
         if options.policies and needed not in options.policies:
             raise ValueError(f"--policies must have {needed}, got {' '.join(options.policies)}")
     found = {

@@ -115,13 +115,13 @@ def summed(path: Path, partings: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cell(folder: Path) -> Cell:
-    """All summaries of a folder: of each domain as many prompts as all have."""
+    """All summaries of a folder: of each domain as many prompts as all have, and policies that all have."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     by_domain: dict[str, list[Any]] = {}
     for each in found:
         by_domain.setdefault(each["domain"], []).append(each)
     whole = min(map(len, by_domain.values()))
-    policies = list(found[0]["answers"])
+    policies = [name for name in found[0]["answers"] if all(name in each["answers"] for each in found)]
 
     def laid_out(of: Callable[[Any], Any]) -> Floats:
         return np.array([[of(each) for each in rows[:whole]] for rows in by_domain.values()], float)
@@ -146,7 +146,7 @@ class Figures:
 
     def __init__(self, cell: Cell, seed: int) -> None:
         self.cell = cell
-        domains, prompts = cell.tokens[PLAIN].shape
+        domains, prompts = cell.tokens[HEDGE].shape
         rng = np.random.default_rng(seed)
         drawn = rng.integers(0, prompts, (RESAMPLED, domains, prompts))
         self._weights = np.ones((1 + RESAMPLED, domains, prompts))  # first the prompts as they are
@@ -184,7 +184,7 @@ class Figures:
 
     def fixed_speed(self) -> Floats:
         """Tokens per second of the fastest fixed policy of a domain, plain decoding included."""
-        names = [PLAIN, *(name for name in self.cell.tokens if name.startswith(FIXED))]
+        names = [name for name in self.cell.tokens if name == PLAIN or name.startswith(FIXED)]
         return leading(np.stack([self.speed(name) for name in names], -1))
 
 
@@ -223,7 +223,7 @@ def ratios(f: Figures) -> dict[str, Floats]:
         best = leading(np.stack([f.mat(name) for name in singles], -1))
         found["decoded: HedgeSpec / best single drafter of the domain"] = f.mat(HEDGE) / best
     timed = "normal-hedge time"
-    if timed in had:
+    if timed in had and PLAIN in had:
         found["tokens/s: time objective / fastest fixed policy of the domain"] = (
             f.speed(timed) / f.fixed_speed()
         )
@@ -299,7 +299,7 @@ def as_json(f: Figures) -> dict[str, Any]:
 
     return {
         "about": {name: value for name, value in f.cell.about.items() if name not in ("prompt", "seed")},
-        "prompts": f.cell.tokens[PLAIN].shape[1],
+        "prompts": f.cell.tokens[HEDGE].shape[1],
         "mat": {name: spread(f.mat(name)) for name in f.cell.tokens},
         "tokens_per_second": {name: spread(f.speed(name)) for name in f.cell.tokens},
         "replayed_mat": {name: spread(f.replayed(name)) for name in f.cell.replayed},

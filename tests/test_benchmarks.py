@@ -450,6 +450,22 @@ def test_the_paper_is_recorded_and_reported(asked, tmp_path, capsys):
     assert (out / "T0-8.png").exists()
 
 
+def test_prompts_of_a_cell_can_have_different_policies(asked, tmp_path):
+    out = tmp_path / "paper"
+    warm = [*SMALL, "--temperature", 0.8, "--tokens", 8, "--domains", "c"]
+    asked(paper, "record", "CORPORA", "--out", out, *warm, "--policies", "plain", "normal-hedge")
+    asked(paper, "report", out)
+    both = json.loads((out / "T0.8-8.json").read_text())
+    asked(paper, "record", "CORPORA", "--out", out, *warm, "--per-domain", 2, "--policies", "normal-hedge")
+    asked(paper, "report", out)
+    found = json.loads((out / "T0.8-8.json").read_text())
+    assert (list(both["mat"]), both["prompts"]) == (["plain", "normal-hedge"], 1)
+    assert (list(found["mat"]), found["prompts"]) == (["normal-hedge"], 2)
+    assert found["replayed_mat"].keys() == both["replayed_mat"].keys()
+    with pytest.raises(ValueError, match="must have plain, got normal-hedge"):
+        asked(paper, "record", "CORPORA", "--out", out, *SMALL, "--policies", "normal-hedge")
+
+
 def test_too_few_prompts_are_named(asked, tmp_path):
     with pytest.raises(ValueError, match="french has 0 held-out prompts, 1 are asked for"):
         asked(paper, "record", "CORPORA", "--out", tmp_path, *SMALL, "--domains", "french")
