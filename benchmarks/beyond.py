@@ -39,7 +39,7 @@ import numpy as np
 import recording
 import router
 import torch
-from beyond_studies import MADE_WEAK, PLAYED, Segment, policies, seeds
+from beyond_studies import MADE_WEAK, PLAYED, Segment, policies, seeds, switched
 from paper_report import GENERALIST, HEDGE
 from peers import perturbed
 from recording import DRAFT_LEN, openings, prompts_of, session
@@ -167,17 +167,6 @@ def weak_scores(made: Session, text: Sequence[int], answer: Sequence[int]) -> Se
     laws = made.model.score(tokens[:-1], len(text))
     drafters = Pool(weak(made.warper.temperature, made.max_new_tokens))
     return Evaluation(drafters, Levels([Chain()] * DRAFT_LEN), tokens, len(text), (laws,), len(text))()
-
-
-def switched(domains: Sequence[str], count: int, segments: int) -> Iterator[tuple[str, int, list[str]]]:
-    """Queries that change domain, ``count`` from each one on: it, their number, the domains of the segments.
-
-    Neighbours differ: query k steps by ``1 + k mod (D - 1)`` domains.
-    """
-    for k in range(count):
-        step = 1 + k % (len(domains) - 1)
-        for first, name in enumerate(domains):
-            yield name, k, [domains[(first + j * step) % len(domains)] for j in range(segments)]
 
 
 class Plan(NamedTuple):

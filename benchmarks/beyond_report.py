@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from beyond_studies import PLAYED, SIZES, TRACKING, Cell, Record, Study, read
+from beyond_studies import OF_BEST, PLAYED, SIZES, TRACKING, Cell, Record, Study, read
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from paper_report import HEDGE, interval, table
@@ -85,7 +85,7 @@ def switching_picture(cells: Mapping[str, Mapping[str, Study]], path: Path) -> N
     for axes, (title, studies) in zip(
         figure.subplots(len(cells), 1, squeeze=False)[:, 0], cells.items(), strict=True
     ):
-        column, width = "of the best drafter of the query", 0.8 / len(PLAYED)
+        column, width = OF_BEST, 0.8 / len(PLAYED)
         for k, name in enumerate(PLAYED):
             values = np.array([study[name][column] for study in studies.values()])
             low, high = np.quantile(values[:, 1:], [0.025, 0.975], axis=1)

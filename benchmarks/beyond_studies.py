@@ -1,6 +1,6 @@
 """Studies of what ``beyond.py record`` wrote: numbers with intervals, from traces and replays; no model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,9 @@ MADE_WEAK = SIZES[-1] - 2
 WARM = (HEDGE, "hedge .93 argmax", "fixed-share .03", "ada-normal-hedge-tv", *BANDITS)
 REPLAYS = 4
 SHUFFLES = 4
+
+BEST = "best drafter of the query"
+OF_BEST, OF_PARTS = f"of the {BEST}", "of the best of each segment"
 
 Segment = tuple[Floats, Floats]
 """``gamma`` and ``realised`` of its text, ``(positions, n)``."""
@@ -79,6 +82,54 @@ class Record(NamedTuple):
     answers: dict[str, Answer]
     scores: list[Segment]
     weak: Segment | None
+
+    @property
+    def alone(self) -> Floats:
+        """Rounds of each drafter alone on the text of ``HEDGE``, in expectation, ``(S, n)``."""
+        return np.array([expected_rounds(realised, DRAFT_LEN) for _, realised in self.scores])
+
+
+def switched(domains: Sequence[str], count: int, segments: int) -> Iterator[tuple[str, int, list[str]]]:
+    """Queries that change domain, ``count`` from each one on: it, their number, the domains of the segments.
+
+    Neighbours differ: query k steps by ``1 + k mod (D - 1)`` domains.
+    """
+    for k in range(count):
+        step = 1 + k % (len(domains) - 1)
+        for first, name in enumerate(domains):
+            yield name, k, [domains[(first + j * step) % len(domains)] for j in range(segments)]
+
+
+def joined(
+    texts: Mapping[str, Sequence[Segment]], about: dict[str, Any], study: str, segments: int, length: int
+) -> list[Record]:
+    """Queries that change domain, made of whole answers: as if each segment's text had begun anew.
+
+    Args:
+        texts: answers by domain.
+        about: a header of the traces that they are from.
+        study: its name.
+        segments: of a query.
+        length: positions of a segment, or as many as an answer has.
+    """
+    count = min(map(len, texts.values()))
+    return [
+        Record(
+            study,
+            f"{name}-{k:02d}",
+            about,
+            parts,
+            {},
+            [_first(texts[part][k], length) for part in parts],
+            None,
+        )
+        for name, k, parts in switched(list(texts), count, segments)
+    ]
+
+
+def _first(text: Segment, length: int) -> Segment:
+    gamma, realised = text
+    return gamma[:length], realised[:length]
 
 
 def fed_again(policy: str, segments: Sequence[TracedQuery], names: Sequence[str], seed: int) -> bool:
@@ -203,26 +254,26 @@ class Cell:
         done = iter(side_by_side(self.jobs, tasks))
         return {name: [next(done) for _ in texts] for name in policies}
 
-    def tracking(self, study: str) -> Study:
-        """MAT as decoded and in replays, over that of the best drafter of the query and of each segment."""
+    def tracking(self, study: str, policies: Sequence[str] = PLAYED) -> Study:
+        """MAT in replays, and as decoded, over that of the best drafter of the query and of each segment."""
         records = self.of(study)
         boot = Resampled(len(records), self.seed)
-        tokens = np.array([record.answers[HEDGE].tokens.sum() for record in records])
-        alone = np.array([record.answers[HEDGE].alone.sum(0) for record in records])
-        parts = np.array([record.answers[HEDGE].alone.min(1).sum() for record in records])
+        tokens = np.array([sum(len(gamma) for gamma, _ in record.scores) for record in records])
+        alone = np.array([record.alone.sum(0) for record in records])
+        parts = np.array([record.alone.min(1).sum() for record in records])
         best = alone.min(1)
-        again = self.replayed([name for name in PLAYED if FIXED not in name], [r.scores for r in records])
+        again = self.replayed([name for name in policies if FIXED not in name], [r.scores for r in records])
         rounds = {name: np.array([each.rounds.sum() for each in done]) for name, done in again.items()}
         rounds |= {FIXED + name: column for name, column in zip(self.names, alone.T, strict=True)}
         found: Study = {}
-        for name in (*PLAYED, *(row for row in rounds if row not in PLAYED)):
+        for name in (*policies, *(row for row in rounds if row not in policies)):
             row = found[name] = {
                 "MAT, replayed": boot.ratio(tokens, rounds[name]),
-                "of the best drafter of the query": boot.ratio(best, rounds[name]),
-                "of the best of each segment": boot.ratio(parts, rounds[name]),
+                OF_BEST: boot.ratio(best, rounds[name]),
+                OF_PARTS: boot.ratio(parts, rounds[name]),
                 "of normal-hedge": boot.ratio(rounds[HEDGE], rounds[name]),
             }
-            if name in PLAYED:
+            if all(name in record.answers for record in records):
                 own = [record.answers[name] for record in records]
                 forwards = np.array([each.rounds.sum() for each in own])
                 row["MAT, decoded"] = boot.ratio(np.array([each.tokens.sum() for each in own]), forwards)
@@ -230,8 +281,8 @@ class Cell:
                     np.array([each.alone.sum(0).min() for each in own]), forwards
                 )
         ideal = {"MAT, replayed": boot.ratio(tokens, best)}
-        ideal["of the best of each segment"] = boot.ratio(parts, best)
-        found["best drafter of the query"] = ideal
+        ideal[OF_PARTS] = boot.ratio(parts, best)
+        found[BEST] = ideal
         return found
 
     def regret(self) -> dict[str, Floats]:
@@ -304,10 +355,8 @@ class Cell:
             rounds = hedge
             if row != HEDGE:
                 places = [self.names.index(name.removeprefix(FIXED)) for name in names]
-                rounds = np.array(
-                    [r.answers[HEDGE].alone[0, i] for r, i in zip(records, places, strict=True)]
-                )
-            best = np.array([record.answers[HEDGE].alone.min() for record in records])
+                rounds = np.array([record.alone[0, i] for record, i in zip(records, places, strict=True)])
+            best = np.array([record.alone.min() for record in records])
             found[row] = {
                 "MAT, decoded": boot.ratio(tokens, forwards),
                 "of normal-hedge, on its texts": boot.ratio(hedge, rounds),
@@ -322,7 +371,7 @@ class Cell:
         """
         records = self.of("stationary")
         boot, count = Resampled(len(records), self.seed), len(records)
-        best = np.array([record.answers[HEDGE].alone.min() for record in records])
+        best = np.array([record.alone.min() for record in records])
         by_domain: dict[str, list[int]] = {}
         for k, record in enumerate(records):
             by_domain.setdefault(record.domains[0], []).append(k)

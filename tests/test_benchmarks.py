@@ -22,6 +22,7 @@ FOLDER = str(Path(nab.__file__).parents[1] / "benchmarks")
 sys.path.append(FOLDER)
 decode, gpu, peers, soak, timing = map(importlib.import_module, ["decode", "gpu", "peers", "soak", "timing"])
 beyond, paper, studies = map(importlib.import_module, ["beyond", "paper", "beyond_studies"])
+switching = importlib.import_module("switching")
 sys.path.remove(FOLDER)
 
 SHAPE = {
@@ -438,6 +439,23 @@ def test_a_carried_selector_is_not_a_reset_one():
     assert np.allclose(fixed.lost, (1 - gamma).mean(1), rtol=0, atol=1e-15)
 
 
+def test_answers_are_joined_to_queries_that_change_domain():
+    """Two domains, each with an expert: by symmetry either is the best single drafter of a query."""
+    texts = {}
+    for own, domain in enumerate("ab"):
+        scores = np.full((64, 2), 0.1)
+        scores[:, own] = 0.9
+        texts[domain] = [(scores, scores)] * 3
+    records = studies.joined(texts, {"drafters": ["a", "b"]}, "twice", 4, 48)
+    assert [record.domains for record in records] == [["a", "b", "a", "b"], ["b", "a", "b", "a"]] * 3
+    assert all(len(gamma) == 48 for record in records for gamma, _ in record.scores)
+    found = studies.Cell(records, 0, 1).tracking("twice", ["normal-hedge", "hedge .93 argmax"])
+    own, other = expected_rounds(texts["a"][0][1][:48], 4)
+    assert np.allclose(found[studies.BEST][studies.OF_PARTS], 2 * own / (own + other), rtol=1e-12, atol=0)
+    static, tracking = (found[name][studies.OF_BEST][0] for name in ("normal-hedge", "hedge .93 argmax"))
+    assert static < 1 < tracking < (own + other) / (2 * own)
+
+
 def test_the_paper_is_recorded_and_reported(asked, tmp_path, capsys):
     out = tmp_path / "paper"
     asked(paper, "record", "CORPORA", "--out", out, *SMALL, "--tokens", 8, "--domains", "c", "english")
@@ -448,6 +466,12 @@ def test_the_paper_is_recorded_and_reported(asked, tmp_path, capsys):
     assert found["mat"]["plain"]["mean"] == 1
     assert "HedgeSpec / generalist" in capsys.readouterr().out
     assert (out / "T0-8.png").exists()
+    asked(switching, out / "T0-8")
+    assert "| best drafter of each segment |" in capsys.readouterr().out
+    joined = json.loads((out / "T0-8-switching.json").read_text())
+    assert [*joined["studies"]] == ["1 x 8", "2 x 4", "2 x 8", "4 x 3", "4 x 8"]
+    with pytest.raises(ValueError, match="answers of two domains at least, got 0"):
+        asked(switching, tmp_path)
 
 
 def test_prompts_of_a_cell_can_have_different_policies(asked, tmp_path):
