@@ -35,6 +35,8 @@ from nab.selector import seldom
 from nab.sim.trace import TraceWriter
 
 PER_DOMAIN = 20
+OWN = f"{FIXED}own"
+"""The expert of the prompt's domain, whichever that is."""
 
 LEARNED = {
     "ucb-spec": "ucb-spec",
@@ -82,7 +84,10 @@ def answer(target: str, device: str, wanted: list[str] | None, unit: Unit) -> No
     """Record a unit."""
     made = session(target, unit.temperature, unit.tokens, device)
     every = _policies(target, unit.temperature, unit.tokens, device)
-    chosen = {name: every[name] for name in wanted or every}
+    own = {OWN: every[FIXED + unit.prompt.domain]}
+    if unknown := [name for name in wanted or [] if name not in every | own]:
+        raise ValueError(f"policies are {', '.join(every | own)}, got {', '.join(unknown)}")
+    chosen = {name: (every | own)[name] for name in wanted or every}
     trace, part = (unit.path.with_suffix(suffix) for suffix in (".jsonl", ".part"))
     experiment = Experiment(made, [unit.prompt], chosen, unit.number)
     header = recording.header(made, unit.number, max_new_tokens=unit.tokens, prompt=unit.prompt.text)
@@ -140,7 +145,9 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
         PER_DOMAIN,
     )
     recorder.add_argument("--tokens", type=int, nargs="+", default=[256])
-    recorder.add_argument("--policies", nargs="+", help="default: all")
+    recorder.add_argument(
+        "--policies", nargs="+", help=f"default: all; {OWN} is the expert of the prompt's domain"
+    )
     recorder.add_argument("--device", default="cpu")
     return parser.parse_args(words)
 
