@@ -31,8 +31,8 @@ from nab import replays
 from nab.experiment import FIXED, PLAIN, Experiment
 from nab.losses import Length, Time, Token
 from nab.prompts import Prompt
-from nab.selector import seldom
 from nab.sim.trace import TraceWriter
+from nab.wrappers import seldom
 
 PER_DOMAIN = 20
 OWN = f"{FIXED}own"

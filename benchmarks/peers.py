@@ -21,7 +21,8 @@ from nab.backends.hf import Speculative
 from nab.backends.members import Members
 from nab.backends.stack import stacked
 from nab.backends.torch import CausalLM, Warper
-from nab.selector import argmax, seldom
+from nab.selector import argmax
+from nab.wrappers import seldom
 
 FLASHSPEC = "flashspec"
 INSTALL = f"pip install --no-deps {FLASHSPEC}==0.3.1, and pydantic"

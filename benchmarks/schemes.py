@@ -9,7 +9,7 @@ bootstrap over answers. *round*: its time over the chain's; *speed*: tokens a se
 medians over prompts.
 
 The second table: MAT in hindsight of drafters in chains, as told by acceptance at the first depth, corrected
-by what was accepted on the answers before (``nab.selector.Corrected``), and exactly; what was accepted over
+by what was accepted on the answers before (``nab.Corrected``), and exactly; what was accepted over
 what the first depth lets expect, at depths 2 to 4; what exact scoring costs over that of the first depth.
 
 Cells are appended to OUT.jsonl as they are made; a run that was stopped goes on.
@@ -31,9 +31,9 @@ from nab.backends.torch import CausalLM, Warper
 from nab.decode import Evaluation
 from nab.losses import by_depth, expected_rounds
 from nab.schemes import named
-from nab.selector import Corrected
 from nab.sim.replay import replay
 from nab.sim.trace import processor
+from nab.wrappers import Corrected
 
 DRAFT_LEN = 4
 PLAIN = "plain"

@@ -13,7 +13,8 @@ from nab.learners import Hedge, NormalHedge
 from nab.losses import Length, Time, Token
 from nab.pool import DrafterWarning, Pool
 from nab.schemes import DynamicTree, Levels, StaticTree
-from nab.selector import BanditSelector, Constant, Corrected, Lazy, Selector
+from nab.selector import BanditSelector, Constant, Selector
+from nab.wrappers import Corrected, Lazy
 
 __version__ = "0.1.0"
 

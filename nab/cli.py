@@ -23,8 +23,9 @@ from nab.audit import Greedy, Sampling
 from nab.console import View, comparison_table, console_for, guarded, progress, run_table, same_text_table
 from nab.experiment import FIXED, PLAIN, Experiment, Policy, Start, workers
 from nab.prompts import Prompt
-from nab.selector import Chooses, Constant, Corrected, Lazy, Selector, seldom
+from nab.selector import Chooses, Constant, Selector
 from nab.sim.trace import TraceWriter, environment
+from nab.wrappers import Corrected, Lazy, seldom
 
 if TYPE_CHECKING:
     from nab.backends.session import Session

@@ -397,7 +397,7 @@ class Other:
         ({"pools": [nab.Pool([])]}, "a pool must be of the same 1 drafters, without a limit"),
         ({"batch": 1.5}, "batch must be a whole number, at least 1, got 1.5"),
         (
-            {"selectors": [nab.selector.Corrected(nab.Selector(nab.Hedge(), 1, objective=nab.Time(2)), 2)]},
+            {"selectors": [nab.Corrected(nab.Selector(nab.Hedge(), 1, objective=nab.Time(2)), 2)]},
             "no selector can be lazy or have the time objective, got Corrected",
         ),
         ({"prompts": [[]]}, "prompt 0 must have a token at least, got none"),

@@ -11,9 +11,9 @@ import nab
 from nab import sampling
 from nab.acceptance import Chain, Greedy, TopK
 from nab.losses import expected_length, plug_in_length
-from nab.selector import Censored
 from nab.sim import Markov, exact
 from nab.sim.markov import domains
+from nab.wrappers import Censored
 
 RNG = np.random.default_rng(20260105)
 TARGET = Markov(RNG.dirichlet(np.ones(3), size=(3, 3)))  # of order 2

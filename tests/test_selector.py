@@ -284,7 +284,7 @@ def test_corrections_count_what_was_accepted_and_what_the_first_depth_expects():
 
     def run(rng):
         inner = nab.Selector(nab.Hedge(), 1, objective=nab.Length(3), rng=0)
-        selector = nab.selector.Corrected(inner, 3)
+        selector = nab.Corrected(inner, 3)
         options = {"draft_len": 3, "scheme": THINNING, "rng": rng}
         round_ = next(nab.decode(TARGET, [TARGET], selector, [0], **options))
         return selector.counts[..., 0], round_.accepted, round_.emitted
@@ -304,7 +304,7 @@ def test_what_is_corrected_is_what_the_selector_inside_learns_from():
     counts = np.zeros((2, 2, 2))
     counts[:, 1] = [[2, 30], [12, 15]]
     inner = nab.Selector(Recorder2(), 2, objective=nab.Length(2), rng=0)
-    selector = nab.selector.Corrected(inner, 2, prior=0, counts=counts)
+    selector = nab.Corrected(inner, 2, prior=0, counts=counts)
     np.testing.assert_allclose(selector.factors, [[1, 1], [1 / 6, 2]])
     gamma = np.full((3, 2), 0.6)
     returned = selector.observe(1, lambda: (gamma, gamma))
@@ -314,7 +314,7 @@ def test_what_is_corrected_is_what_the_selector_inside_learns_from():
 
     inner = nab.Selector(Recorder2(), 2, objective=nab.Length(3), rng=0)
     counts = np.repeat([[[0], [1], [1]], [[0], [2], [4]]], 2, axis=2)
-    longer = nab.selector.Corrected(inner, 3, prior=0, counts=counts)
+    longer = nab.Corrected(inner, 3, prior=0, counts=counts)
     longer.observe(1, lambda: (gamma, gamma))
     length = 1 + 0.6 + 0.6 * 0.3 + 0.6 * 0.3 * 0.15  # realised is corrected too
     np.testing.assert_allclose(inner.state[0], [1 - length / 4] * 2, rtol=1e-14)
@@ -332,7 +332,7 @@ class Recorder2(Recorder):
 def test_corrections_of_drafters_alike_at_all_depths_stay_near_one():
     """Accepted less expected is a martingale with steps in [-1, 1]: within Azuma's bound, false alarm
     1e-9."""
-    selector = nab.selector.Corrected(nab.Selector(nab.Hedge(), 1, rng=0), 2)
+    selector = nab.Corrected(nab.Selector(nab.Hedge(), 1, rng=0), 2)
     rounds = nab.decode(TARGET, [DRAFTER], selector, [0], draft_len=2, rng=0)
     steps = 0
     for round_, _ in zip(rounds, range(3000), strict=False):
@@ -345,9 +345,9 @@ def test_corrections_of_drafters_alike_at_all_depths_stay_near_one():
 
 def test_corrections_count_no_round_that_was_left_out():
     """What is counted is what the scored rounds have, as if there had been no others."""
-    inner = nab.selector.Corrected(nab.Selector(Recorder(), 3, objective=nab.Length(3), rng=0), 3)
+    inner = nab.Corrected(nab.Selector(Recorder(), 3, objective=nab.Length(3), rng=0), 3)
     rounds, (gamma, _) = decoded(nab.Lazy(inner, every=4, span=5))
-    alone = nab.selector.Corrected(nab.Selector(Recorder(), 3, objective=nab.Length(3), rng=0), 3)
+    alone = nab.Corrected(nab.Selector(Recorder(), 3, objective=nab.Length(3), rng=0), 3)
     counted, deep = 0, by_depth(gamma, 3)
     for last in range(3, len(rounds), 4):
         first = sum(len(round_.emitted) for round_ in rounds[: last + 1]) - len(rounds[last].gamma)
@@ -371,7 +371,7 @@ def test_corrections_count_no_round_that_was_left_out():
 )
 def test_bad_corrections_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        nab.selector.Corrected(nab.Selector(nab.Hedge(), 1), **options)
+        nab.Corrected(nab.Selector(nab.Hedge(), 1), **options)
 
 
 # --- lazy evaluation ---
@@ -532,7 +532,7 @@ def test_corrections_of_a_lazy_selector_are_those_of_an_eager_one():
     """On the same rounds: the selector inside is a constant law, so that choices do not depend on losses."""
     counts = []
     for every in (1, 4):
-        corrected = nab.selector.Corrected(nab.Selector(Recorder2(), 2, objective=nab.Length(3), rng=3), 3)
+        corrected = nab.Corrected(nab.Selector(Recorder2(), 2, objective=nab.Length(3), rng=3), 3)
         lazy = nab.Lazy(corrected, every=every)
         rounds = nab.decode(TARGET, [DRAFTER, TARGET], lazy, [0], draft_len=3, rng=2)
         choices = [round_.choice for round_ in islice(rounds, 40)]

@@ -21,9 +21,10 @@ from nab.cli import main
 from nab.learners import NormalHedge
 from nab.losses import Costs, Time, expected_length, isotonic, time_loss
 from nab.schemes import DynamicTree, StaticTree
-from nab.selector import Selector, argmax, seldom
+from nab.selector import Selector, argmax
 from nab.sim import Markov
 from nab.sim.replay import replay
+from nab.wrappers import seldom
 
 # --- the loss ---
 

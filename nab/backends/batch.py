@@ -25,9 +25,10 @@ from nab.losses import Time
 from nab.pool import Pool
 from nab.sampling import Draft
 from nab.schemes import Levels
-from nab.selector import Chooses, Lazy, Selector, Wrapped
+from nab.selector import Chooses, Selector
 from nab.together import observe_together
 from nab.types import Floats, LanguageModel
+from nab.wrappers import Lazy, Wrapped
 
 
 @dataclass

@@ -28,8 +28,9 @@ from nab.backends.torch import CausalLM
 from nab.decode import decode, levels_of, until
 from nab.measure import Query, metrics
 from nab.pool import Pool
-from nab.selector import Chooses, Wrapped
+from nab.selector import Chooses
 from nab.types import Evaluate, Floats, Learner, Objective
+from nab.wrappers import Wrapped
 
 
 @dataclass

@@ -22,8 +22,9 @@ from nab.backends.torch import CausalLM, Lifted, Process, Warper
 from nab.checks import whole
 from nab.learners import NormalHedge
 from nab.losses import Time
-from nab.selector import Chooses, Selector, argmax, draw, seldom
+from nab.selector import Chooses, Selector, argmax, draw
 from nab.types import LanguageModel, Learner, Objective
+from nab.wrappers import seldom
 
 _LOCKS = WeakKeyDictionary[PreTrainedModel, RLock]()
 """One a target, see ``Members.alone``."""
@@ -215,7 +216,7 @@ class Selecting:
         learner: of the selectors; None is ``NormalHedge()``.
         draft_len: at least 1.
         objective: None is seconds per token, whose costs all selectors share; then drafters are scored now
-            and then (``nab.selector.seldom``) and the mode is played.
+            and then (``nab.wrappers.seldom``) and the mode is played.
 
     Raises:
         ValueError: on a draft length below 1.

@@ -4,7 +4,7 @@ After token 0 the target says 0 again or goes on to 1; after 1 it says 0. Seven 
 goes on, but nothing of what follows: they stop right behind it. The eighth always bets on going on and knows
 what follows; its rounds are longer on average, from either token. But while one of the seven drafts, a round
 ends where it stops, and what is seen of the text speaks for it. A learner that makes do with that
-(``nab.selector.Censored``) never leaves the seven in about a third of the queries; one that waits for whole
+(``nab.wrappers.Censored``) never leaves the seven in about a third of the queries; one that waits for whole
 windows finds the eighth in all.
 """
 
@@ -18,10 +18,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import nab
-from nab.selector import Censored
 from nab.sim import exact
 from nab.sim.markov import Markov
 from nab.sim.sweep import Row, sweep
+from nab.wrappers import Censored
 
 N, DRAFT_LEN, GO, BLOCK, TOKENS = 8, 8, 0.6, 50, 500
 BEST = N - 1
