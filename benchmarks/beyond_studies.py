@@ -84,6 +84,11 @@ class Record(NamedTuple):
     weak: Segment | None
 
     @property
+    def number(self) -> str:
+        """Of its prompts among those of their domains."""
+        return self.name.rsplit("-", 1)[1]
+
+    @property
     def alone(self) -> Floats:
         """Rounds of each drafter alone on the text of ``HEDGE``, in expectation, ``(S, n)``."""
         return np.array([expected_rounds(realised, DRAFT_LEN) for _, realised in self.scores])
@@ -204,11 +209,18 @@ def side_by_side(jobs: int, tasks: Iterable[tuple[Any, ...]]) -> list[Played]:
 
 
 class Resampled:
-    """Quotients of sums over queries, with intervals: paired bootstrap, the same queries for all policies."""
+    """Quotients of sums over queries, with intervals: paired bootstrap, the same queries for all policies.
 
-    def __init__(self, count: int, seed: int) -> None:
+    Args:
+        groups: a label of each query; those of one label share texts, and are drawn together.
+        seed: of the draws.
+    """
+
+    def __init__(self, groups: Sequence[Any], seed: int) -> None:
+        labels, group = np.unique(groups, return_inverse=True)
+        count = len(labels)
         drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLED)
-        self._weights = np.concatenate([np.ones((1, count)), drawn])
+        self._weights = np.concatenate([np.ones((1, len(groups))), drawn[:, group]])
 
     def ratio(self, above: Floats, below: Floats) -> Floats:
         """Of ``(queries,)`` each: as they are, then resampled, ``(1 + RESAMPLED,)``."""
@@ -254,10 +266,16 @@ class Cell:
         done = iter(side_by_side(self.jobs, tasks))
         return {name: [next(done) for _ in texts] for name in policies}
 
-    def tracking(self, study: str, policies: Sequence[str] = PLAYED) -> Study:
-        """MAT in replays, and as decoded, over that of the best drafter of the query and of each segment."""
+    def tracking(self, study: str, policies: Sequence[str] = PLAYED, *, shared: bool = False) -> Study:
+        """MAT in replays, and as decoded, over that of the best drafter of the query and of each segment.
+
+        Args:
+            study: its name.
+            policies: what is replayed.
+            shared: whether queries of one number share answers.
+        """
         records = self.of(study)
-        boot = Resampled(len(records), self.seed)
+        boot = Resampled([each.number if shared else k for k, each in enumerate(records)], self.seed)
         tokens = np.array([sum(len(gamma) for gamma, _ in record.scores) for record in records])
         alone = np.array([record.alone.sum(0) for record in records])
         parts = np.array([record.alone.min(1).sum() for record in records])
@@ -299,7 +317,7 @@ class Cell:
     def sizes(self) -> dict[str, Study]:
         """MAT over that of the best drafter, by n: weak drafters added, and the two of them repeated."""
         records = self.of("stationary")
-        boot = Resampled(len(records), self.seed)
+        boot = Resampled(range(len(records)), self.seed)
 
         def pair(record: Record, k: int) -> Floats:
             own = [self.names.index("generalist"), self.names.index(record.domains[0])]
@@ -338,8 +356,8 @@ class Cell:
             routes: labels of the prompts by domain and router.
         """
         records = self.of(f"router/{variant.replace(' ', '-')}")
-        boot = Resampled(len(records), self.seed)
-        at = [(record.domains[0], int(record.name.rsplit("-", 1)[1])) for record in records]
+        boot = Resampled(range(len(records)), self.seed)
+        at = [(record.domains[0], int(record.number)) for record in records]
         chosen = {
             HEDGE: [HEDGE for _ in at],
             **{f"router: {kind}": [FIXED + routes[d][kind][k] for d, k in at] for kind in routes[at[0][0]]},
@@ -370,7 +388,7 @@ class Cell:
         Streams: the queries of a domain, in order, one for each domain; all queries, in ``SHUFFLES`` orders.
         """
         records = self.of("stationary")
-        boot, count = Resampled(len(records), self.seed), len(records)
+        boot, count = Resampled(range(len(records)), self.seed), len(records)
         best = np.array([record.alone.min() for record in records])
         by_domain: dict[str, list[int]] = {}
         for k, record in enumerate(records):

@@ -6,8 +6,8 @@
 A query is one, two or four answers of different domains, or their first tokens, one behind the other under
 one selector that forgets nothing in between. The target's and the drafters' laws are those of each answer
 alone, as if the context had been cleared. So nothing is decoded again, and of each kind of query there are as
-many as answers. Selectors are replayed on the texts of normal-hedge. Prints a table, and writes
-FOLDER-switching.json.
+many as answers. Queries of one number share their answers, so the bootstrap draws them together.
+Selectors are replayed on the texts of normal-hedge. Prints a table, and writes FOLDER-switching.json.
 """
 
 import argparse
@@ -55,7 +55,10 @@ def report(folder: Path, seed: int, jobs: int) -> None:
             length = round(part * int(about["max_new_tokens"]))
             records += joined(found, about, f"{segments} x {length}", segments, length)
     cell = Cell(records, seed, jobs)
-    studies = {study: cell.tracking(study, POLICIES) for study in dict.fromkeys(r.study for r in records)}
+    studies = {
+        study: cell.tracking(study, POLICIES, shared=True)
+        for study in dict.fromkeys(r.study for r in records)
+    }
     queries = len(records) // len(studies)
     print(f"{queries} queries of each kind, segments x tokens. MAT over that of the {BEST}:\n")
     rows = {name: [each[name][OF_BEST] for each in studies.values()] for name in POLICIES}

@@ -439,6 +439,15 @@ def test_a_carried_selector_is_not_a_reset_one():
     assert np.allclose(fixed.lost, (1 - gamma).mean(1), rtol=0, atol=1e-15)
 
 
+def test_queries_that_share_texts_are_drawn_together():
+    values, ones = np.array([1.0, 3.0, 5.0, 1.0, 3.0, 5.0]), np.ones(6)
+    together = studies.Resampled(["a", "b", "c"] * 2, 0).ratio(values, ones)
+    assert np.array_equal(together, studies.Resampled("abc", 0).ratio(values[:3], ones[:3]))
+    apart = studies.Resampled(range(6), 0).ratio(values, ones)
+    assert together[0] == apart[0] == 3
+    assert together.std() > apart.std()
+
+
 def test_answers_are_joined_to_queries_that_change_domain():
     """Two domains, each with an expert: by symmetry either is the best single drafter of a query."""
     texts = {}
@@ -449,7 +458,8 @@ def test_answers_are_joined_to_queries_that_change_domain():
     records = studies.joined(texts, {"drafters": ["a", "b"]}, "twice", 4, 48)
     assert [record.domains for record in records] == [["a", "b", "a", "b"], ["b", "a", "b", "a"]] * 3
     assert all(len(gamma) == 48 for record in records for gamma, _ in record.scores)
-    found = studies.Cell(records, 0, 1).tracking("twice", ["normal-hedge", "hedge .93 argmax"])
+    cell = studies.Cell(records, 0, 1)
+    found = cell.tracking("twice", ["normal-hedge", "hedge .93 argmax"], shared=True)
     own, other = expected_rounds(texts["a"][0][1][:48], 4)
     assert np.allclose(found[studies.BEST][studies.OF_PARTS], 2 * own / (own + other), rtol=1e-12, atol=0)
     static, tracking = (found[name][studies.OF_BEST][0] for name in ("normal-hedge", "hedge .93 argmax"))
