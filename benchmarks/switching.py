@@ -55,10 +55,8 @@ def report(folder: Path, seed: int, jobs: int) -> None:
             length = round(part * int(about["max_new_tokens"]))
             records += joined(found, about, f"{segments} x {length}", segments, length)
     cell = Cell(records, seed, jobs)
-    studies = {
-        study: cell.tracking(study, POLICIES, shared=True)
-        for study in dict.fromkeys(r.study for r in records)
-    }
+    kinds = dict.fromkeys(record.study for record in records)
+    studies = {study: cell.tracking(study, POLICIES, shared=True) for study in kinds}
     queries = len(records) // len(studies)
     print(f"{queries} queries of each kind, segments x tokens. MAT over that of the {BEST}:\n")
     rows = {name: [each[name][OF_BEST] for each in studies.values()] for name in POLICIES}

@@ -442,7 +442,7 @@ def test_a_carried_selector_is_not_a_reset_one():
 def test_queries_that_share_texts_are_drawn_together():
     values, ones = np.array([1.0, 3.0, 5.0, 1.0, 3.0, 5.0]), np.ones(6)
     together = studies.Resampled(["a", "b", "c"] * 2, 0).ratio(values, ones)
-    assert np.array_equal(together, studies.Resampled("abc", 0).ratio(values[:3], ones[:3]))
+    assert np.array_equal(together, studies.Resampled(["a", "b", "c"], 0).ratio(values[:3], ones[:3]))
     apart = studies.Resampled(range(6), 0).ratio(values, ones)
     assert together[0] == apart[0] == 3
     assert together.std() > apart.std()
