@@ -28,6 +28,7 @@ import recording
 from recording import DRAFT_LEN, Policies, fixed, prompts_of, session
 
 from nab import replays
+from nab.checks import whole
 from nab.experiment import FIXED, PLAIN, Experiment
 from nab.losses import Length, Time, Token
 from nab.prompts import Prompt
@@ -84,10 +85,10 @@ def answer(target: str, device: str, wanted: list[str] | None, unit: Unit) -> No
     """Record a unit."""
     made = session(target, unit.temperature, unit.tokens, device)
     every = _policies(target, unit.temperature, unit.tokens, device)
-    own = {OWN: every[FIXED + unit.prompt.domain]}
-    if unknown := [name for name in wanted or [] if name not in every | own]:
-        raise ValueError(f"policies are {', '.join(every | own)}, got {', '.join(unknown)}")
-    chosen = {name: (every | own)[name] for name in wanted or every}
+    known = {**every, OWN: every.get(FIXED + unit.prompt.domain)}
+    if unknown := [name for name in wanted or [] if not known.get(name)]:
+        raise ValueError(f"policies are {', '.join(known)}, got {', '.join(unknown)}")
+    chosen = {name: known[name] for name in wanted or every}
     trace, part = (unit.path.with_suffix(suffix) for suffix in (".jsonl", ".part"))
     experiment = Experiment(made, [unit.prompt], chosen, unit.number)
     header = recording.header(made, unit.number, max_new_tokens=unit.tokens, prompt=unit.prompt.text)
@@ -112,6 +113,11 @@ def record(options: argparse.Namespace) -> None:
     domains = options.domains or sorted(
         path.name for path in options.corpora.iterdir() if (path / "requests" / "heldout.txt").exists()
     )
+    whole("--per-domain", options.per_domain, 1)
+    if not domains:
+        raise ValueError(
+            f"{options.corpora} has no DOMAIN/requests/heldout.txt: scripts/corpora.py makes them"
+        )
     for needed in (paper_report.HEDGE, *([PLAIN] if 0 in options.temperature else [])):
         if options.policies and needed not in options.policies:
             raise ValueError(f"--policies must have {needed}, got {' '.join(options.policies)}")

@@ -116,7 +116,11 @@ def summed(path: Path, partings: list[dict[str, Any]]) -> dict[str, Any]:
 
 def cell(folder: Path) -> Cell:
     """All summaries of a folder: of each domain as many prompts as all have, and policies that all have."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        found.append(json.loads(path.read_text()))
+        if not {"header", "domain", "answers"} <= {*found[-1]}:
+            raise ValueError(f"{path} is none of the summaries that paper.py record writes")
     by_domain: dict[str, list[Any]] = {}
     for each in found:
         by_domain.setdefault(each["domain"], []).append(each)
@@ -251,9 +255,10 @@ def tables(f: Figures) -> str:
     decoded = list(f.cell.tokens)
     shares = {name: f.cell.seconds[name].sum((0, 1)) for name in decoded}
     answers = next(iter(f.cell.tokens.values())).shape[1]
+    alone = ", so no intervals" if answers == 1 else ""
     rounding = sum(parting["is_rounding"] for parting in f.cell.partings)
     words = [
-        f"{answers} prompts a domain. {f.cell.fed[0]} answers of full-information selectors were fed to them "
+        f"{answers} prompts a domain{alone}. {f.cell.fed[0]} answers of full-information selectors were fed to them "
         f"again from the traces: {f.cell.fed[0] - f.cell.fed[1]} played the recorded laws to the last bit."
     ]
     if f.cell.about["temperature"] == 0:

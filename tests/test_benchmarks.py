@@ -506,6 +506,16 @@ def test_prompts_of_a_cell_can_have_different_policies(asked, tmp_path):
 
 
 def test_too_few_prompts_are_named(asked, tmp_path):
+    empty, alien = tmp_path / "empty", tmp_path / "alien"
+    for folder in (empty, alien / "T0-8"):
+        folder.mkdir(parents=True)
+    (alien / "T0-8" / "c-00.json").write_text('{"about": 1}')
+    with pytest.raises(ValueError, match=r"c-00\.json is none of the summaries"):
+        asked(paper, "report", alien)
+    with pytest.raises(ValueError, match=r"empty has no DOMAIN/requests/heldout\.txt"):
+        asked(paper, "record", empty, "--out", tmp_path, *SMALL)
+    with pytest.raises(ValueError, match=r"--per-domain must be .*, got 0"):
+        asked(paper, "record", "CORPORA", "--out", tmp_path, "--per-domain", 0)
     with pytest.raises(ValueError, match="french has 0 held-out prompts, 1 are asked for"):
         asked(paper, "record", "CORPORA", "--out", tmp_path, *SMALL, "--domains", "french")
     with pytest.raises(ValueError, match="two at least that have drafters, got c"):
