@@ -114,13 +114,13 @@ def record(options: argparse.Namespace) -> None:
         path.name for path in options.corpora.iterdir() if (path / "requests" / "heldout.txt").exists()
     )
     whole("--per-domain", options.per_domain, 1)
+    for needed in (paper_report.HEDGE, *([PLAIN] if 0 in options.temperature else [])):
+        if options.policies and needed not in options.policies:
+            raise ValueError(f"--policies must have {needed}, got {' '.join(options.policies)}")
     if not domains:
         raise ValueError(
             f"{options.corpora} has no DOMAIN/requests/heldout.txt: scripts/corpora.py makes them"
         )
-    for needed in (paper_report.HEDGE, *([PLAIN] if 0 in options.temperature else [])):
-        if options.policies and needed not in options.policies:
-            raise ValueError(f"--policies must have {needed}, got {' '.join(options.policies)}")
     found = {
         domain: prompts_of(options.corpora, options.target, domain, options.per_domain) for domain in domains
     }

@@ -257,10 +257,10 @@ def tables(f: Figures) -> str:
     answers = next(iter(f.cell.tokens.values())).shape[1]
     alone = ", so no intervals" if answers == 1 else ""
     rounding = sum(parting["is_rounding"] for parting in f.cell.partings)
+    fed, differ = f.cell.fed
     words = [
-        f"{answers} prompts a domain{alone}. {f.cell.fed[0]} answers of full-information selectors were fed "
-        f"to them again from the traces: {f.cell.fed[0] - f.cell.fed[1]} played the recorded laws to the last "
-        "bit."
+        f"{answers} prompts a domain{alone}. {fed} answers of full-information selectors were fed to them "
+        f"again from the traces: {fed - differ} played the recorded laws to the last bit."
     ]
     if f.cell.about["temperature"] == 0:
         words.append(
