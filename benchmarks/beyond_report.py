@@ -9,7 +9,7 @@ import numpy as np
 from beyond_studies import OF_BEST, PLAYED, SIZES, TRACKING, Cell, Record, Study, read
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
-from paper_report import HEDGE, interval, table
+from paper_report import HEDGE, interval, shared, table
 
 from nab.sim import bounds
 from nab.types import Floats
@@ -220,7 +220,7 @@ def report(out: Path, seed: int, jobs: int) -> None:
         parts += [f"### Routers: {variant}\n\n{shown(each)}" for variant, each in routing.items()]
         parts += [f"### Streams: {kind}\n\n{shown(each)}" for kind, each in warm.items()]
         kept[title] = {
-            "about": {k: v for k, v in records[0].about.items() if k not in ("prompts", "seed")},
+            "about": shared(records[0].about),
             "queries": counted,
             "refed": {"answers": len(answers), "different": differ},
             "switching": {study: plain(each) for study, each in switching.items()},

@@ -125,16 +125,11 @@ def joined(
             about,
             parts,
             {},
-            [_first(texts[part][k], length) for part in parts],
+            [(gamma[:length], realised[:length]) for gamma, realised in (texts[part][k] for part in parts)],
             None,
         )
         for name, k, parts in switched(list(texts), count, segments)
     ]
-
-
-def _first(text: Segment, length: int) -> Segment:
-    gamma, realised = text
-    return gamma[:length], realised[:length]
 
 
 def fed_again(policy: str, segments: Sequence[TracedQuery], names: Sequence[str], seed: int) -> bool:
@@ -277,8 +272,9 @@ class Cell:
         records = self.of(study)
         boot = Resampled([each.number if shared else k for k, each in enumerate(records)], self.seed)
         tokens = np.array([sum(len(gamma) for gamma, _ in record.scores) for record in records])
-        alone = np.array([record.alone.sum(0) for record in records])
-        parts = np.array([record.alone.min(1).sum() for record in records])
+        singles = [record.alone for record in records]
+        alone = np.array([each.sum(0) for each in singles])
+        parts = np.array([each.min(1).sum() for each in singles])
         best = alone.min(1)
         again = self.replayed([name for name in policies if FIXED not in name], [r.scores for r in records])
         rounds = {name: np.array([each.rounds.sum() for each in done]) for name, done in again.items()}
@@ -366,6 +362,8 @@ class Cell:
         }
         again = self.replayed([HEDGE], [record.scores for record in records])[HEDGE]
         hedge = np.array([each.rounds.sum() for each in again])
+        alone = np.concatenate([record.alone for record in records])  # of their one segment
+        best = alone.min(1)
         found: Study = {}
         for row, names in chosen.items():
             own = [record.answers[name] for record, name in zip(records, names, strict=True)]
@@ -373,8 +371,7 @@ class Cell:
             rounds = hedge
             if row != HEDGE:
                 places = [self.names.index(name.removeprefix(FIXED)) for name in names]
-                rounds = np.array([record.alone[0, i] for record, i in zip(records, places, strict=True)])
-            best = np.array([record.alone.min() for record in records])
+                rounds = alone[np.arange(len(records)), places]
             found[row] = {
                 "MAT, decoded": boot.ratio(tokens, forwards),
                 "of normal-hedge, on its texts": boot.ratio(hedge, rounds),

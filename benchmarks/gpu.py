@@ -33,6 +33,7 @@ from transformers import DynamicCache
 
 import nab
 from nab.acceptance import Chain
+from nab.backends.pretrained import available
 from nab.backends.torch import CausalLM, Warper, early_exit
 from nab.decode import Evaluation
 from nab.schemes import Levels
@@ -295,8 +296,10 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {options.device} is not available here; use cpu")
+    try:
+        available(options.device)
+    except ValueError as problem:
+        parser.error(str(problem))
     return options
 
 

@@ -1,7 +1,7 @@
 """Tables and picture of what ``paper.py record`` wrote; loads no model."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,11 +255,11 @@ def tables(f: Figures) -> str:
     decoded = list(f.cell.tokens)
     shares = {name: f.cell.seconds[name].sum((0, 1)) for name in decoded}
     answers = next(iter(f.cell.tokens.values())).shape[1]
-    alone = ", so no intervals" if answers == 1 else ""
+    only = ", so no intervals" if answers == 1 else ""
     rounding = sum(parting["is_rounding"] for parting in f.cell.partings)
     fed, differ = f.cell.fed
     words = [
-        f"{answers} prompts a domain{alone}. {fed} answers of full-information selectors were fed to them "
+        f"{answers} prompts a domain{only}. {fed} answers of full-information selectors were fed to them "
         f"again from the traces: {fed - differ} played the recorded laws to the last bit."
     ]
     if f.cell.about["temperature"] == 0:
@@ -294,6 +294,11 @@ def tables(f: Figures) -> str:
     )
 
 
+def shared(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What the traces of a cell say of themselves alike."""
+    return {name: value for name, value in header.items() if name not in ("prompt", "prompts", "seed")}
+
+
 def as_json(f: Figures) -> dict[str, Any]:
     """A cell as plain JSON types."""
 
@@ -304,7 +309,7 @@ def as_json(f: Figures) -> dict[str, Any]:
         return {"domains": by_domain, "mean": float(mean[0]), "interval": [float(low), float(high)]}
 
     return {
-        "about": {name: value for name, value in f.cell.about.items() if name not in ("prompt", "seed")},
+        "about": shared(f.cell.about),
         "prompts": f.cell.tokens[HEDGE].shape[1],
         "mat": {name: spread(f.mat(name)) for name in f.cell.tokens},
         "tokens_per_second": {name: spread(f.speed(name)) for name in f.cell.tokens},

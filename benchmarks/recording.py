@@ -77,8 +77,6 @@ def prompts_of(corpora: Path, target: str, domain: str, count: int) -> list[Prom
 def session(target: str, temperature: float, tokens: int, device: str) -> Session:
     """Target and its default pool, once in a process."""
     torch.set_num_threads(1)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device is {device}, but torch finds no CUDA device")
     loaded = pretrained.load(Path("tiny") if target == "tiny" else None, dtype="float32", device=device)
     names = pool.default(loaded) if target == "tiny" else HEADS
     return Session(loaded, names, Warper(temperature), DRAFT_LEN, tokens)

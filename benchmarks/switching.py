@@ -17,7 +17,7 @@ from pathlib import Path
 import recording
 from beyond_report import plain
 from beyond_studies import BEST, OF_BEST, OF_PARTS, Cell, Segment, joined
-from paper_report import BANDITS, GENERALIST, HEDGE, interval, table
+from paper_report import BANDITS, GENERALIST, HEDGE, interval, shared, table
 from timing import commit
 
 from nab.sim.trace import read_trace
@@ -39,8 +39,9 @@ def texts(folder: Path) -> tuple[dict[str, list[Segment]], dict[str, object]]:
         if path.with_suffix(".json").exists():  # it is whole
             trace = read_trace(path)
             about = trace.header
-            for query in (query for query in trace.queries if query.policy == HEDGE):
-                found.setdefault(query.domain, []).append((query.gamma, query.realised))
+            for query in trace.queries:
+                if query.policy == HEDGE:
+                    found.setdefault(query.domain, []).append((query.gamma, query.realised))
     if len(found) < 2:
         raise ValueError(f"{folder} must hold answers of two domains at least, got {len(found)}")
     return found, about
@@ -63,7 +64,7 @@ def report(folder: Path, seed: int, jobs: int) -> None:
     rows["best drafter of each segment"] = [1 / each[BEST][OF_PARTS] for each in studies.values()]
     print(table([*studies], ((name, [interval(each, 3) for each in row]) for name, row in rows.items())))
     kept = {
-        "about": {name: value for name, value in about.items() if name not in ("prompt", "seed")},
+        "about": shared(about),
         "replayed at": commit(),
         "queries": queries,
         "studies": {study: plain(each) for study, each in studies.items()},

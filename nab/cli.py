@@ -100,8 +100,6 @@ class Options:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device {device} is not available here; use cpu")
         target = pretrained.load(self.target, dtype=str(self.dtype), device=device)
         names = pool.split(self.drafters) if self.drafters else pool.default(target)
         exact = self.evaluation == "exact"

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nab.backends.pretrained import available
 
 
 def steps_bar() -> Progress:
@@ -53,10 +54,9 @@ def rate(text: str) -> float:
 def device(text: str) -> str:
     """The type of an argument: a device of torch that is there."""
     try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError):  # torch built without CUDA asserts
-        raise argparse.ArgumentTypeError(f"{text} is not available here; use cpu") from None
-    return text
+        return available(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 def folder(text: str) -> Path:

@@ -139,6 +139,19 @@ def smollm2() -> Path:
     return folder
 
 
+def available(device: str) -> str:
+    """The device, if torch has it here.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch built without CUDA asserts
+        raise ValueError(f"device {device} is not available here; use cpu") from None
+    return device
+
+
 def load(path: Path | None = None, *, dtype: str = "bfloat16", device: str = "cpu") -> Pretrained:
     """Load a transformers folder, a folder with one GGUF file, a GGUF file, ``tiny``, or by default SmolLM2.
 
@@ -147,11 +160,12 @@ def load(path: Path | None = None, *, dtype: str = "bfloat16", device: str = "cp
     Only safetensors and GGUF are read, no code of the folder is run, and nothing is looked up on a network.
 
     Raises:
-        ValueError: on an unknown dtype.
+        ValueError: on an unknown dtype, or a device that is not there.
         OSError: if the path holds no such model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    available(device)
     if path == Path(TINY.name):
         tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_file=str(TINY / "tokenizer.json"), eos_token="<end>", clean_up_tokenization_spaces=False
