@@ -6,26 +6,33 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from paper_report import HEDGE
 from rich.console import Console
 from rich.progress import Progress
-from timing import commit
+from timing import commit, device_name
 
 import nab
-from nab import prompts
+from nab import prompts, replays
 from nab.backends import pool, pretrained
 from nab.backends.session import Session
 from nab.backends.torch import Warper
+from nab.losses import Token
 from nab.prompts import Prompt
 from nab.selector import Constant
 from nab.sim.trace import environment
 
 DRAFT_LEN = 4
+WARMUP = 20
+"""Rounds that a device decodes before anything is measured."""
+
 OPENING = 300
 """Characters of an opening."""
 
@@ -79,7 +86,13 @@ def session(target: str, temperature: float, tokens: int, device: str) -> Sessio
     torch.set_num_threads(1)
     loaded = pretrained.load(Path("tiny") if target == "tiny" else None, dtype="float32", device=device)
     names = pool.default(loaded) if target == "tiny" else HEADS
-    return Session(loaded, names, Warper(temperature), DRAFT_LEN, tokens)
+    made = Session(loaded, names, Warper(temperature), DRAFT_LEN, tokens)
+    if device != "cpu":  # which loads kernels when they are first used
+        selector = replays.policies(len(made.names), DRAFT_LEN, Token())[HEDGE].make(0)
+        with closing(made.decode(made.query(), made.encode("Once upon a time"), selector, 0)) as rounds:
+            for _ in islice(rounds, WARMUP):
+                pass
+    return made
 
 
 def header(made: Session, seed: int, **more: Any) -> dict[str, Any]:
@@ -90,7 +103,7 @@ def header(made: Session, seed: int, **more: Any) -> dict[str, Any]:
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
         "torch": torch.__version__,
-        "device": str(made.model.device),
+        "device": device_name(str(made.model.device)),
         "target": made.target.name,
         "drafters": made.names,
         "dtype": "float32",

@@ -152,8 +152,13 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "commit": commit(),
     }
     if device != "cpu":
-        about["device"] = torch.cuda.get_device_name(device)
+        about["device"] = device_name(device)
     return about
+
+
+def device_name(device: str) -> str:
+    """What hardware a torch device is, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 class Cells:

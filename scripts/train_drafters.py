@@ -24,7 +24,7 @@ from rich.progress import Progress
 from nab.backends import int8
 from nab.backends.distill import Plan, origin, train
 from nab.backends.pretrained import load
-from nab.backends.teacher import Teacher
+from nab.backends.teacher import TOGETHER, Teacher
 from nab.backends.training import Recipe, check_origin, provenance
 
 PLANS = {
@@ -79,6 +79,9 @@ def arguments() -> argparse.Namespace:
         help="products in it; training on CUDA has them so anyway, and some CPUs are faster in it",
     )
     parser.add_argument("--threads", type=whole(1))
+    parser.add_argument(
+        "--together", type=whole(1), default=TOGETHER, help="units of answers that a GPU makes at once"
+    )
     parser.add_argument("--cache", type=folder, help="of the target's part; default: OUT/units")
     options = parser.parse_args()
     if options.kind and not options.prepare:
@@ -128,7 +131,8 @@ class Run:
         target = load(options.target, dtype=dtype, device=options.device)
         last = target.model.config.get_text_config().num_hidden_layers
         layers = tuple(last if k == -1 else k for k in LAYERS[options.plan])
-        self.teacher = Teacher(target, options.corpora, options.cache or options.out / "units", layers)
+        cache = options.cache or options.out / "units"
+        self.teacher = Teacher(target, options.corpora, cache, layers, together=options.together)
 
     def prepare(self) -> None:
         """Compute units."""

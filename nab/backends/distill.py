@@ -21,6 +21,7 @@ from nab.backends.teacher import PAD, Teacher, Unit
 from nab.backends.training import Progress, Recipe, at_least, check_origin, fit, positive
 
 CHUNK = 64
+"""Positions whose loss a processor computes at once."""
 HEAD_WIDTH = 32
 DEFAULT_RECIPE = Recipe()
 
@@ -136,15 +137,16 @@ def distillation_loss(
 
 
 class _Distillation(torch.autograd.Function):
-    """The loss and its gradient in one pass over chunks of positions that stay in the processor's cache."""
+    """The loss and its gradient in one pass: on a processor over chunks that stay in its cache."""
 
     @staticmethod
     def forward(
         ctx: Any, unit: Unit, output: Tensor, weights: Tensor, rejection: float, *logits: Tensor
     ) -> Tensor:
         total, gradients = weights.new_zeros(()), [torch.empty_like(x) for x in logits]
-        for start in range(0, len(unit.tokens), CHUNK):
-            rows = slice(start, start + CHUNK)
+        size = CHUNK if output.device.type == "cpu" else len(unit.tokens)
+        for start in range(0, len(unit.tokens), size):
+            rows = slice(start, start + size)
             p = teacher_laws(Unit(*(part[rows] for part in unit)), output)
             mass = p.sum(-1, keepdim=True)
             for weight, x, gradient in zip(weights, logits, gradients, strict=True):

@@ -26,7 +26,7 @@ PAD = -1
 REQUESTS = ("Continue this {domain} text:\n\n{text}", "Write more {domain} text in the style of:\n\n{text}")
 TEMPERATURES = (1.0, 0.6)
 TOGETHER = 4
-"""Units of answers in turn at one temperature; a GPU makes them at once, in little more time than one."""
+"""Units of answers in turn at one temperature."""
 
 
 class Unit(NamedTuple):
@@ -58,6 +58,7 @@ class Teacher:
         part: ``train`` or ``heldout``.
         rows: of a unit.
         length: tokens of a row.
+        together: units of answers that a GPU makes at once, in little more time than one.
     """
 
     target: Pretrained
@@ -67,6 +68,7 @@ class Teacher:
     part: str = "train"
     rows: int = 16
     length: int = 256
+    together: int = TOGETHER
     _windows: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     _data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -125,9 +127,9 @@ class Teacher:
     def answers(self, domain: str, number: int) -> Unit:
         """Unit ``number`` of the target's answers to ``prompts`` of ``domain``.
 
-        Sampled at temperatures 1 and .6 in turn. A GPU makes ``TOGETHER`` units at once.
+        Sampled at temperatures 1 and .6 in turn. A GPU makes ``together`` units at once.
         """
-        together = TOGETHER if self.target.model.device.type == "cuda" else 1
+        together = self.together if self.target.model.device.type == "cuda" else 1
         first = number - number % together
         return self._cached("answers", domain, number, range(first, first + together), self.answered)
 
