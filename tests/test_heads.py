@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import test_eagle3 as published
 import torch
-from tiny import VOCAB, llama
+from tiny import NEEDS_CUDA, VOCAB, llama
 from transformers import DynamicCache
 
 import nab
@@ -321,15 +321,20 @@ def test_bad_questions_are_named(ask, message):
         ask(head)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@NEEDS_CUDA
 def test_trees_on_cuda_agree_with_cpu_in_float64():
-    laws = []
-    for device in ("cpu", "cuda"):
-        target = CausalLM(llama().to(device))
-        head = Head(head_model(target.model), target, Warper())
+    """But for the angles of positions, which transformers has in float32 on each."""
+    laws, tables = [], []
+    for device in ("cuda", "cpu"):
+        model = llama()
+        drafting, target = head_model(model).to(device).settle(), CausalLM(model.to(device))
+        head, decoders = Head(drafting, target, Warper()), (target.decoder, drafting.decoder)
+        for decoder, table in zip(decoders, tables, strict=False):
+            decoder.angles._table = table.cpu()
         target.score([1, 2, 3], 1)
         trees = head.score([1, 2, 3, 4, 4, 5, 6], 2, [-1, -2, 1, 1])
         laws.append((trees.cpu(), head.score_by_depth([1, 2, 3], 1, 3).cpu()))
+        tables = [decoder.angles._table for decoder in decoders]
     torch.testing.assert_close(*laws, rtol=0, atol=1e-10)
 
 

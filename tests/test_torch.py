@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import MambaConfig, MambaForCausalLM
 
 import nab
-from nab.backends.cache import Tree
+from nab.backends.cache import Tree, aligned
 from nab.backends.drafters import Lookup, NGram
 from nab.backends.torch import CausalLM, Lifted, Warper, early_exit
 
@@ -197,10 +197,31 @@ def test_saturated_ngram_contexts_are_laws_at_every_temperature():
     torch.testing.assert_close(laws.sum(-1), torch.ones(contexts), rtol=0, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@tiny.NEEDS_CUDA
 @pytest.mark.parametrize(("tokens", "parents"), [([1, 2, 3, 4], None), ([1, 2, 3, 4, 4, 5], [-1, -2, 1])])
 def test_cuda_agrees_with_cpu_in_float64(tokens, parents):
-    model = tiny.llama()
-    expected = CausalLM(model).score(tokens, 1, parents)
-    found = CausalLM(model.to("cuda")).score(tokens, 1, parents)
-    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-10)
+    """But for the angles of positions, which transformers has in float32 on each."""
+    cpu, cuda = CausalLM(tiny.llama()), CausalLM(tiny.llama().to("cuda"))
+    found = cuda.score(tokens, 1, parents)
+    cpu.decoder.angles._table = cuda.decoder.angles._table.cpu()
+    torch.testing.assert_close(found.cpu(), cpu.score(tokens, 1, parents), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("device", tiny.DEVICES)
+def test_texts_are_read_on_from_anywhere(device):
+    """In float32, whose attention CUDA has kernels of its own for, with demands on where masks lie."""
+    model, tokens = tiny.llama(dtype=torch.float32).to(device), [k % 7 for k in range(30)]
+    whole = CausalLM(model).score(tokens, 1)
+    for known in range(1, 20):
+        lm = CausalLM(model)
+        lm.score(tokens[:known], known)
+        for drafted in (2, 5):
+            laws = lm.score(tokens[: known + drafted], known)
+            torch.testing.assert_close(laws.float(), whole[known - 1 : known + drafted].float())
+
+
+def test_slices_of_masks_are_aligned_for_gpus():
+    mask = torch.empty(5, 40, device="meta")[:3, 5:18]
+    found = aligned(mask)
+    assert found.shape == mask.shape
+    assert (found.stride(), found.storage_offset()) == ((16, 1), 0)

@@ -280,6 +280,18 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
 
 
+def aligned(mask: Tensor) -> Tensor:
+    """The mask ``(rows, entries)``; on a GPU a copy whose rows begin at multiples of 8 entries.
+
+    CUDA's attention kernels read so. Where strides are multiples of it, they do not see that a slice begins
+    elsewhere, and fail (torch 2.11: "misaligned address").
+    """
+    if mask.device.type == "cpu":
+        return mask
+    rows, entries = mask.shape
+    return mask.new_empty(rows, -(-entries // 8) * 8)[:, :entries].copy_(mask)
+
+
 class Bands:
     """Masks of chains behind others, of which those of few entries are made once.
 
@@ -315,7 +327,7 @@ class Bands:
         if table is None or rows.start > past:
             past = max(2 * rows.start, 1024)
             table = self._tables[window] = self._band(_BAND, past, window)
-        return table[: len(rows), past - rows.start : past + len(rows)]
+        return aligned(table[: len(rows), past - rows.start : past + len(rows)])
 
     def _band(self, rows: int, past: int, window: int | None) -> Tensor:
         behind = torch.arange(rows)[:, None] - torch.arange(-past, rows)
