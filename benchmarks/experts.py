@@ -37,7 +37,7 @@ from nab.backends import pool
 from nab.backends.distill import Feature, Standalone, teacher_laws
 from nab.backends.heads import Head
 from nab.backends.pretrained import DTYPES, Pretrained, load
-from nab.backends.teacher import PAD, TOGETHER, Teacher, Unit
+from nab.backends.teacher import PAD, TURN, Teacher, Unit
 from nab.backends.torch import CausalLM, Warper
 from nab.decode import until
 from nab.losses import expected_rounds
@@ -310,8 +310,8 @@ def given_text(
             for name in left:
                 found = [scores(learned[name], output, text) for text in texts]
                 rows, emitted, rounds = zip(*found, strict=True)
-                if kind == "answers":  # those after the first TOGETHER units are at another temperature
-                    of_law = [list(chain(*of_units[:TOGETHER])) for of_units in (emitted, rounds)]
+                if kind == "answers":  # those after the first TURN units are at another temperature
+                    of_law = [list(chain(*of_units[:TURN])) for of_units in (emitted, rounds)]
                     cells.add(HINDSIGHT, name, domain, emitted=of_law[0], rounds=of_law[1])
                 for table, values in zip(tables, np.concatenate(rows).transpose(1, 0, 2), strict=True):
                     cells.add(table, name, domain, rows=values.round(4).tolist())

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from nab.backends import int8
 from nab.backends.distill import Plan, origin, train
 from nab.backends.pretrained import load
-from nab.backends.teacher import TOGETHER, Teacher
+from nab.backends.teacher import Teacher
 from nab.backends.training import Recipe, check_origin, provenance
 
 PLANS = {
@@ -80,7 +80,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=whole(1))
     parser.add_argument(
-        "--together", type=whole(1), default=TOGETHER, help="units of answers that a GPU makes at once"
+        "--together",
+        type=whole(1),
+        default=Teacher.together,
+        help="units of answers that a GPU makes at once",
     )
     parser.add_argument("--cache", type=folder, help="of the target's part; default: OUT/units")
     options = parser.parse_args()

@@ -25,8 +25,8 @@ from nab.backends.training import corpus, decoded, documents
 PAD = -1
 REQUESTS = ("Continue this {domain} text:\n\n{text}", "Write more {domain} text in the style of:\n\n{text}")
 TEMPERATURES = (1.0, 0.6)
-TOGETHER = 4
-"""Units of answers in turn at one temperature."""
+TURN = 4
+"""Units of answers that are at one temperature before those at the other."""
 
 
 class Unit(NamedTuple):
@@ -68,7 +68,7 @@ class Teacher:
     part: str = "train"
     rows: int = 16
     length: int = 256
-    together: int = TOGETHER
+    together: int = 4
     _windows: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     _data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -211,7 +211,7 @@ class Teacher:
         for k in numbers:
             seeded = torch.Generator().manual_seed(zlib.crc32(f"{self.part}/{domain}/{k}".encode()))
             draws.append(torch.rand(self.rows, self.length, generator=seeded, dtype=torch.float64))
-            temperatures += [TEMPERATURES[k // TOGETHER % len(TEMPERATURES)]] * self.rows
+            temperatures += [TEMPERATURES[k // TURN % len(TEMPERATURES)]] * self.rows
         prompts = [prompt for k in numbers for prompt in prompts[k * self.rows : (k + 1) * self.rows]]
         model: Any = self.target.model
         device = model.device
