@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,6 +235,14 @@ def test_units_belong_to_target_text_and_requests(corpora, tmp_path):
     (corpora / "a" / "requests" / "train.txt").write_text("second\n")
     assert not torch.equal(teacher().answers("a", 0).tokens, before.tokens)
     assert teacher()._source("text", "a") == text  # requests are nothing to it
+
+
+@pytest.mark.parametrize(("device", "made"), [("cpu", range(13, 14)), ("cuda", range(8, 16))])
+def test_a_gpu_makes_units_of_answers_together(device, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(Teacher, "_cached", lambda self, kind, domain, number, together, make: together)
+    model = SimpleNamespace(config=tiny.llama().config, device=torch.device(device))
+    teacher = Teacher(SimpleNamespace(model=model), tmp_path, tmp_path, (3,), together=8)
+    assert teacher.answers("a", 13) == made
 
 
 def test_answers_are_the_same_in_any_company_and_follow_the_law(corpora, tmp_path):
