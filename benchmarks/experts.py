@@ -36,7 +36,7 @@ import nab
 from nab.backends import pool
 from nab.backends.distill import Feature, Standalone, teacher_laws
 from nab.backends.heads import Head
-from nab.backends.pretrained import DTYPES, Pretrained, load
+from nab.backends.pretrained import DTYPES, Pretrained, available, load
 from nab.backends.teacher import PAD, TURN, Teacher, Unit
 from nab.backends.torch import CausalLM, Warper
 from nab.decode import until
@@ -242,10 +242,7 @@ def arguments() -> argparse.Namespace:
             raise ValueError(f"--{name} {getattr(options, name)}: expected {least} or more")
     if options.dtype not in DTYPES:
         raise ValueError(f"--dtype {options.dtype}: expected one of {', '.join(DTYPES)}")
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError):  # torch raises either
-        raise ValueError(f"--device {options.device}: expected cpu, or cuda where torch finds it") from None
+    available(options.device)
     return options
 
 
