@@ -21,6 +21,7 @@ HEDGE = "normal-hedge"
 
 TRACKING = "hedge .93 argmax"
 GENERALIST = f"{FIXED}generalist"
+TIMED = "normal-hedge time"
 BANDITS = ("ucb-spec", "exp3-spec")
 RESAMPLED = 4000
 REPLAYS = 2
@@ -54,6 +55,11 @@ class Cell(NamedTuple):
     replayed: dict[str, Floats]
     partings: list[dict[str, Any]]
     fed: tuple[int, int]
+
+
+def is_fixed(policy: str) -> bool:
+    """Whether a policy never learns: one drafter, or plain decoding."""
+    return policy == PLAIN or policy.startswith(FIXED)
 
 
 def fed(selector: Chooses, query: TracedQuery) -> Iterator[tuple[Round, int, Floats]]:
@@ -187,9 +193,8 @@ class Figures:
         return self.total(self.cell.tokens[HEDGE]) / self.total(self.cell.alone.min(-1))
 
     def fixed_speed(self) -> Floats:
-        """Tokens per second of the fastest fixed policy of a domain, plain decoding included."""
-        names = [name for name in self.cell.tokens if name == PLAIN or name.startswith(FIXED)]
-        return leading(np.stack([self.speed(name) for name in names], -1))
+        """Tokens per second of the fastest fixed policy of a domain."""
+        return leading(np.stack([self.speed(name) for name in filter(is_fixed, self.cell.tokens)], -1))
 
 
 def interval(values: Floats, digits: int = 2) -> str:
@@ -226,14 +231,11 @@ def ratios(f: Figures) -> dict[str, Floats]:
     if all(name in had for name in singles):
         best = leading(np.stack([f.mat(name) for name in singles], -1))
         found["decoded: HedgeSpec / best single drafter of the domain"] = f.mat(HEDGE) / best
-    timed = "normal-hedge time"
-    if timed in had and PLAIN in had:
-        found["tokens/s: time objective / fastest fixed policy of the domain"] = (
-            f.speed(timed) / f.fixed_speed()
-        )
+    if TIMED in had and PLAIN in had:
+        timed = f.speed(TIMED)
+        found["tokens/s: time objective / fastest fixed policy of the domain"] = timed / f.fixed_speed()
         if GENERALIST in had:
-            generalist = f.speed(GENERALIST)
-            found["tokens/s: time objective / generalist"] = f.speed(timed) / generalist
+            found["tokens/s: time objective / generalist"] = timed / f.speed(GENERALIST)
     return found
 
 

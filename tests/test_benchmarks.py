@@ -15,14 +15,15 @@ from scipy.stats import chisquare
 
 import nab
 from nab.backends.torch import early_exit
+from nab.decode import Round, Seconds
 from nab.losses import expected_rounds
-from nab.sim.trace import read_trace
+from nab.sim.trace import TracedQuery, read_trace
 
 FOLDER = str(Path(nab.__file__).parents[1] / "benchmarks")
 sys.path.append(FOLDER)
 decode, gpu, peers, soak, timing = map(importlib.import_module, ["decode", "gpu", "peers", "soak", "timing"])
 beyond, paper, studies = map(importlib.import_module, ["beyond", "paper", "beyond_studies"])
-switching = importlib.import_module("switching")
+pace, switching = map(importlib.import_module, ["pace", "switching"])
 sys.path.remove(FOLDER)
 
 SHAPE = {
@@ -466,6 +467,22 @@ def test_answers_are_joined_to_queries_that_change_domain():
     assert static < 1 < tracking < (own + other) / (2 * own)
 
 
+def test_at_one_pace_a_slow_host_costs_nobody_anything():
+    """Three rounds under each policy, two of the first one's on a slow host: only selecting still differs."""
+    law = np.array([0.5, 0.5])
+
+    def round_(choice, took):
+        spent = Seconds(draft=took * choice, verify=took, select=took / 4)
+        return Round(0, choice, law, 4, 0, (7,), None, None, spent)
+
+    queries = [
+        TracedQuery(0, policy, "c", tuple(map(round_, (0, 1, 1), took)), law, law, None)
+        for policy, took in (("slow", (1.0, 8.0, 8.0)), ("quick", (1.0, 1.0, 1.0)))
+    ]
+    both = 2 * 4.5 + 3 * 1.0  # the medians of 8, 8, 1, 1 and of 1, 8, 8, 1, 1, 1
+    assert pace.at_one_pace(queries, ["lookup", "head"]) == [both + 17 / 4, both + 3 / 4]
+
+
 def test_the_paper_is_recorded_and_reported(asked, tmp_path, capsys):
     out = tmp_path / "paper"
     asked(paper, "record", "CORPORA", "--out", out, *SMALL, "--tokens", 8, "--domains", "c", "english")
@@ -482,6 +499,10 @@ def test_the_paper_is_recorded_and_reported(asked, tmp_path, capsys):
     assert [*joined["studies"]] == ["1 x 8", "2 x 4", "2 x 8", "4 x 3", "4 x 8"]
     with pytest.raises(ValueError, match="answers of two domains at least, got 0"):
         asked(switching, tmp_path)
+    asked(pace, out / "T0-8")
+    assert "| time objective / fastest fixed policy |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="there are none by fixed:generalist, normal-hedge time, plain"):
+        asked(pace, tmp_path)
 
 
 def test_prompts_of_a_cell_can_have_different_policies(asked, tmp_path):
