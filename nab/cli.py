@@ -185,8 +185,9 @@ def _shared_options(command: Callable[..., None], *, audit: bool = False) -> Cal
         click.option(
             "--objective",
             type=click.Choice([*replays.OBJECTIVES]),
-            help="What to minimise. Default: time, seconds per token, so that choices follow the clock and "
-            "drawn texts do not repeat; token in compare, audit and batches.",
+            help="What learners minimise; bandits have losses of their own. Default: time, seconds per "
+            "token, so that choices follow the clock and drawn texts do not repeat; token in compare, audit "
+            "and batches.",
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True),
         click.option("--temperature", type=float, default=0.7, show_default=True, help="0 is greedy."),
@@ -207,8 +208,8 @@ def _shared_options(command: Callable[..., None], *, audit: bool = False) -> Cal
         click.option(
             "--lazy",
             type=click.IntRange(1),
-            help="Rounds from one scoring of all drafters to the next. Default: 1; under the time "
-            "objective 8, and more while one leads.",
+            help="Rounds from one scoring of all drafters to the next, for learners: bandits score nobody. "
+            "Default: 1; under the time objective 8, and more while one leads.",
         ),
         click.option("--drafter-limit", type=float, help="Seconds after which a drafter is benched."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
