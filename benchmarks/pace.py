@@ -18,11 +18,11 @@ from pathlib import Path
 from statistics import mean, median
 
 import recording
-from paper_report import GENERALIST, TIMED, is_fixed, table
+from paper_report import GENERALIST, TIMED, is_fixed, table, traces
 
 from nab.decode import Round
 from nab.experiment import PLAIN
-from nab.sim.trace import TracedQuery, read_trace
+from nab.sim.trace import TracedQuery
 
 
 def answers(folder: Path) -> tuple[list[TracedQuery], list[str]]:
@@ -31,14 +31,13 @@ def answers(folder: Path) -> tuple[list[TracedQuery], list[str]]:
     Raises:
         ValueError: if there are none, or none under a policy of the table.
     """
-    whole = [path.with_suffix(".jsonl") for path in sorted(folder.glob("*.json"))]
-    traces = [read_trace(path) for path in whole]
-    found = [query for trace in traces for query in trace.queries]
+    whole = [*traces(folder)]
+    found = [query for trace in whole for query in trace.queries]
     missing = {PLAIN, GENERALIST, TIMED} - {query.policy for query in found}
     if missing:
         names = ", ".join(sorted(missing))
         raise ValueError(f"{folder} must hold answers of paper.py record, there are none by {names}")
-    return found, traces[0].drafters
+    return found, whole[0].drafters
 
 
 def at_one_pace(queries: Sequence[TracedQuery], drafters: Sequence[str]) -> list[float]:

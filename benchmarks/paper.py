@@ -67,7 +67,7 @@ def policies(names: list[str]) -> Policies:
             f"normal-hedge {name}": replays.policies(n, DRAFT_LEN, objective)["normal-hedge"].make
             for name, objective in LENGTHS.items()
         },
-        "normal-hedge time": lambda seed: seldom(timed(seed)),
+        paper_report.TIMED: lambda seed: seldom(timed(seed)),
     }
 
 

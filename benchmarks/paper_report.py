@@ -13,7 +13,7 @@ from nab.decode import Round
 from nab.experiment import FIXED, PLAIN
 from nab.losses import Token, expected_rounds
 from nab.selector import Chooses
-from nab.sim.trace import TracedQuery, read_trace
+from nab.sim.trace import Trace, TracedQuery, read_trace
 from nab.types import Floats
 
 HEDGE = "normal-hedge"
@@ -118,6 +118,13 @@ def summed(path: Path, partings: list[dict[str, Any]]) -> dict[str, Any]:
         "fed": [len(same), same.count(False)],
         "partings": partings,
     }
+
+
+def traces(folder: Path) -> Iterator[Trace]:
+    """Those of a cell that are whole."""
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.with_suffix(".json").exists():
+            yield read_trace(path)
 
 
 def cell(folder: Path) -> Cell:

@@ -17,10 +17,8 @@ from pathlib import Path
 import recording
 from beyond_report import plain
 from beyond_studies import BEST, OF_BEST, OF_PARTS, Cell, Segment, joined
-from paper_report import BANDITS, GENERALIST, HEDGE, interval, shared, table
+from paper_report import BANDITS, GENERALIST, HEDGE, interval, shared, table, traces
 from timing import commit
-
-from nab.sim.trace import read_trace
 
 POLICIES = (HEDGE, "hedge .93 argmax", "normal-hedge .93", GENERALIST, *BANDITS)
 
@@ -35,13 +33,11 @@ def texts(folder: Path) -> tuple[dict[str, list[Segment]], dict[str, object]]:
         ValueError: if they are not of two domains at least.
     """
     found, about = dict[str, list[Segment]](), dict[str, object]()
-    for path in sorted(folder.glob("*.jsonl")):
-        if path.with_suffix(".json").exists():  # it is whole
-            trace = read_trace(path)
-            about = trace.header
-            for query in trace.queries:
-                if query.policy == HEDGE:
-                    found.setdefault(query.domain, []).append((query.gamma, query.realised))
+    for trace in traces(folder):
+        about = trace.header
+        for query in trace.queries:
+            if query.policy == HEDGE:
+                found.setdefault(query.domain, []).append((query.gamma, query.realised))
     if len(found) < 2:
         raise ValueError(f"{folder} must hold answers of two domains at least, got {len(found)}")
     return found, about
