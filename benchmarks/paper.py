@@ -85,9 +85,21 @@ def answer(target: str, device: str, wanted: list[str] | None, unit: Unit) -> No
     """Record a unit."""
     made = session(target, unit.temperature, unit.tokens, device)
     every = _policies(target, unit.temperature, unit.tokens, device)
-    known = {**every, OWN: every.get(FIXED + unit.prompt.domain)}
-    if unknown := [name for name in wanted or [] if not known.get(name)]:
-        raise ValueError(f"policies are {', '.join(known)}, got {', '.join(unknown)}")
+    single = {name: make for name, make in every.items() if name.startswith(FIXED)}
+    if own := single.get(FIXED + unit.prompt.domain):
+        single[OWN] = own
+    shorter = {
+        f"{name} {k}": partial(make, draft_len=k)
+        for name, make in single.items()
+        for k in range(1, DRAFT_LEN)
+    }
+    known = {**every, **single, **shorter}
+    if unknown := [name for name in wanted or [] if name not in known]:
+        names = ", ".join(every | single)
+        raise ValueError(
+            f"policies are {names}, fixed ones with 1 to {DRAFT_LEN - 1} for shorter drafts "
+            f"('{OWN} 2'), got {', '.join(unknown)}"
+        )
     chosen = {name: known[name] for name in wanted or every}
     trace, part = (unit.path.with_suffix(suffix) for suffix in (".jsonl", ".part"))
     experiment = Experiment(made, [unit.prompt], chosen, unit.number)
@@ -152,7 +164,9 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     )
     recorder.add_argument("--tokens", type=int, nargs="+", default=[256])
     recorder.add_argument(
-        "--policies", nargs="+", help=f"default: all; {OWN} is the expert of the prompt's domain"
+        "--policies",
+        nargs="+",
+        help=f"default: all; {OWN} is the expert of the prompt's domain, '{OWN} 2' drafts two tokens a round",
     )
     recorder.add_argument("--device", default="cpu")
     return parser.parse_args(words)

@@ -42,9 +42,9 @@ Policies = dict[str, Callable[[Any], Any]]
 """Fresh selectors by seed, by the policy's name."""
 
 
-def fixed(law: np.ndarray, seed: Any) -> Constant:
-    """The same law always."""
-    return Constant(law, rng=seed)
+def fixed(law: np.ndarray, seed: Any, *, draft_len: int | None = None) -> Constant:
+    """The same law and draft length always."""
+    return Constant(law, draft_len=draft_len, rng=seed)
 
 
 def openings(folder: Path, count: int) -> Iterator[str]:

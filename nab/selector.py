@@ -347,16 +347,19 @@ class Constant:
 
     Args:
         probs: ``(n,)``, non-negative, summing to 1.
+        draft_len: drafted tokens a round, at least 0; None leaves them to the decoder.
         rng: anything ``numpy.random.default_rng`` takes.
 
     Raises:
-        ValueError: if ``probs`` is no distribution.
+        ValueError: if ``probs`` is no distribution, or ``draft_len`` negative.
     """
 
-    draft_len = None
-
-    def __init__(self, probs: ArrayLike | Sequence[float], *, rng: Any = None) -> None:
-        self.probs = as_floats(probs)
+    def __init__(
+        self, probs: ArrayLike | Sequence[float], *, draft_len: int | None = None, rng: Any = None
+    ) -> None:
+        if draft_len is not None:
+            whole("draft_len", draft_len, 0)
+        self.probs, self.draft_len = as_floats(probs), draft_len
         if self.probs.ndim != 1 or not (self.probs >= 0).all() or abs(self.probs.sum() - 1) > 1e-9:
             raise ValueError(f"probs must be non-negative and sum to 1, got {self.probs.tolist()}")
         self._rng = np.random.default_rng(rng)

@@ -508,19 +508,33 @@ def test_the_paper_is_recorded_and_reported(asked, tmp_path, capsys):
 def test_prompts_of_a_cell_can_have_different_policies(asked, tmp_path):
     out = tmp_path / "paper"
     warm = [*SMALL, "--temperature", 0.8, "--tokens", 8, "--domains", "c"]
-    asked(paper, "record", "CORPORA", "--out", out, *warm, "--policies", "normal-hedge", "fixed:own")
+    asked(
+        paper,
+        "record",
+        "CORPORA",
+        "--out",
+        out,
+        *warm,
+        "--policies",
+        "normal-hedge",
+        "fixed:own",
+        "fixed:own 2",
+    )
     asked(paper, "report", out)
     both = json.loads((out / "T0.8-8.json").read_text())
     asked(paper, "record", "CORPORA", "--out", out, *warm, "--per-domain", 2, "--policies", "normal-hedge")
     asked(paper, "report", out)
     found = json.loads((out / "T0.8-8.json").read_text())
-    assert (list(both["mat"]), both["prompts"]) == (["normal-hedge", "fixed:own"], 1)
+    assert (list(both["mat"]), both["prompts"]) == (["normal-hedge", "fixed:own", "fixed:own 2"], 1)
     assert (list(found["mat"]), found["prompts"]) == (["normal-hedge"], 2)
     assert found["replayed_mat"].keys() == both["replayed_mat"].keys()
     trace = read_trace(out / "T0.8-8" / "c-00.jsonl")
-    (own,) = (query for query in trace.queries if query.policy == "fixed:own")
-    assert {round_.choice for round_ in own.rounds} == {trace.drafters.index("c")}
-    with pytest.raises(ValueError, match=r"policies are plain, .*, fixed:own, got fastest"):
+    own, short = (query for query in trace.queries if query.policy.startswith("fixed:own"))
+    assert {round_.choice for round_ in own.rounds + short.rounds} == {trace.drafters.index("c")}
+    assert [max(round_.drafted for round_ in each.rounds) for each in (own, short)] == [4, 2]
+    with pytest.raises(
+        ValueError, match=r"policies are plain, .*, fixed:own, fixed ones with 1 to 3 .*, got fastest"
+    ):
         asked(paper, "record", "CORPORA", "--out", tmp_path, *warm, "--policies", "normal-hedge", "fastest")
     with pytest.raises(ValueError, match="must have plain, got normal-hedge"):
         asked(paper, "record", "CORPORA", "--out", out, *SMALL, "--policies", "normal-hedge")

@@ -149,6 +149,15 @@ def test_a_constant_selector_never_pays_for_evaluation():
     assert Counted.calls == 0
 
 
+def test_a_fixed_drafter_drafts_as_many_tokens_as_it_is_told():
+    for length in range(4):
+        fixed = nab.Constant([1.0], draft_len=length)
+        rounds = nab.decode(TARGET, [SAMPLED], fixed, [0], draft_len=3, rng=0)
+        assert {next(rounds).drafted for _ in range(20)} == {length}
+    with pytest.raises(ValueError, match="asks for a draft of 4 tokens, at most 3 are drafted"):
+        next(nab.decode(TARGET, [SAMPLED], nab.Constant([1.0], draft_len=4), [0], draft_len=3, rng=0))
+
+
 def test_a_bandit_learns_from_what_its_rounds_emitted_and_never_evaluates():
     selector = nab.BanditSelector(EXP3(rate=2.0), 2, draft_len=2, rng=1)
     state = selector.state

@@ -192,6 +192,11 @@ def test_a_law_that_is_none_is_named(probs):
         nab.Constant(probs)
 
 
+def test_a_draft_length_below_zero_is_named():
+    with pytest.raises(ValueError, match=r"draft_len must be .* at least 0, got -1"):
+        nab.Constant([1.0], draft_len=-1)
+
+
 @given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=5))
 def test_a_coupled_draw_keeps_the_law_and_moves_as_seldom_as_can_be(columns):
     """Exactly, by enumeration, for laws that do not depend on the draws."""
