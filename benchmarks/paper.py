@@ -28,7 +28,6 @@ import recording
 from recording import DRAFT_LEN, Policies, fixed, prompts_of, session
 
 from nab import replays
-from nab.checks import whole
 from nab.experiment import FIXED, PLAIN, Experiment
 from nab.losses import Length, Time, Token
 from nab.prompts import Prompt
@@ -98,7 +97,7 @@ def answer(target: str, device: str, wanted: list[str] | None, unit: Unit) -> No
         names = ", ".join(every | single)
         raise ValueError(
             f"policies are {names}, fixed ones with 1 to {DRAFT_LEN - 1} for shorter drafts "
-            f"('{OWN} 2'), got {', '.join(unknown)}"
+            f"('{paper_report.GENERALIST} 2'), got {', '.join(unknown)}"
         )
     chosen = {name: known[name] for name in wanted or every}
     trace, part = (unit.path.with_suffix(suffix) for suffix in (".jsonl", ".part"))
@@ -125,7 +124,6 @@ def record(options: argparse.Namespace) -> None:
     domains = options.domains or sorted(
         path.name for path in options.corpora.iterdir() if (path / "requests" / "heldout.txt").exists()
     )
-    whole("--per-domain", options.per_domain, 1)
     for needed in (paper_report.HEDGE, *([PLAIN] if 0 in options.temperature else [])):
         if options.policies and needed not in options.policies:
             raise ValueError(f"--policies must have {needed}, got {' '.join(options.policies)}")
@@ -149,6 +147,12 @@ def record(options: argparse.Namespace) -> None:
         for temperature in options.temperature
         for domain in domains
     ]
+    for path in (unit.path for unit in units if unit.path.exists()):
+        made = paper_report.summary(path)
+        if options.target not in made["header"]["target"]:
+            raise ValueError(f"{path} is of target {made['header']['target']}, got --target {options.target}")
+        if missing := [name for name in options.policies or [] if name not in made["answers"]]:
+            raise ValueError(f"{path} was recorded without {', '.join(missing)}: take another --out")
     work = partial(answer, options.target, options.device, options.policies)
     recording.work_through(units, work, options.jobs)
 

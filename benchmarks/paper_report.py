@@ -121,19 +121,37 @@ def summed(path: Path, partings: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def traces(folder: Path) -> Iterator[Trace]:
-    """Those of a cell that are whole."""
+    """Those of a cell that have a summary.
+
+    Raises:
+        ValueError: if one of them is cut off.
+    """
     for path in sorted(folder.glob("*.jsonl")):
         if path.with_suffix(".json").exists():
-            yield read_trace(path)
+            trace = read_trace(path)
+            if trace.broken_off:
+                raise ValueError(f"{trace.broken_off}, but has a summary: remove that and record it again")
+            yield trace
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """What ``summed`` made of a trace.
+
+    Raises:
+        ValueError: naming a file that is something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+        if {"target", "drafters"} <= {*found["header"]} and {"domain", "answers"} <= {*found}:
+            return dict(found)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{path} is none of the summaries that paper.py record writes")
 
 
 def cell(folder: Path) -> Cell:
     """All summaries of a folder: of each domain as many prompts as all have, and policies that all have."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        found.append(json.loads(path.read_text()))
-        if not {"header", "domain", "answers"} <= {*found[-1]}:
-            raise ValueError(f"{path} is none of the summaries that paper.py record writes")
+    found = [summary(path) for path in sorted(folder.glob("*.json"))]
     by_domain: dict[str, list[Any]] = {}
     for each in found:
         by_domain.setdefault(each["domain"], []).append(each)
@@ -181,6 +199,11 @@ class Figures:
     def speed(self, policy: str) -> Floats:
         """Tokens per second as decoded."""
         return self.total(self.cell.tokens[policy]) / self.total(self.cell.seconds[policy].sum(-1))
+
+    def selecting(self, policy: str) -> float:
+        """Share of the time in scoring and learning."""
+        spent = self.cell.seconds[policy].sum((0, 1))
+        return float(spent[2] / spent.sum())
 
     def replayed(self, policy: str) -> Floats:
         """Tokens per target forward on the texts of ``HEDGE``, in expectation."""
@@ -262,7 +285,6 @@ def tables(f: Figures) -> str:
     """All of a cell."""
     heads = [*f.cell.domains, "mean (95 %)"]
     decoded = list(f.cell.tokens)
-    shares = {name: f.cell.seconds[name].sum((0, 1)) for name in decoded}
     answers = next(iter(f.cell.tokens.values())).shape[1]
     only = ", so no intervals" if answers == 1 else ""
     rounding = sum(parting["is_rounding"] for parting in f.cell.partings)
@@ -292,10 +314,7 @@ def tables(f: Figures) -> str:
             "Tokens per second as decoded, and the share of the time in scoring and learning:\n",
             table(
                 [*heads, "selecting"],
-                (
-                    (name, [*_row(f.speed(name), 0), f"{shares[name][2] / shares[name].sum():.1%}"])
-                    for name in decoded
-                ),
+                ((name, [*_row(f.speed(name), 0), f"{f.selecting(name):.1%}"]) for name in decoded),
             ),
             "Ratios:\n",
             table(heads, ((name, _row(values, 3)) for name, values in ratios(f).items())),
@@ -322,6 +341,7 @@ def as_json(f: Figures) -> dict[str, Any]:
         "prompts": f.cell.tokens[HEDGE].shape[1],
         "mat": {name: spread(f.mat(name)) for name in f.cell.tokens},
         "tokens_per_second": {name: spread(f.speed(name)) for name in f.cell.tokens},
+        "selecting": {name: f.selecting(name) for name in f.cell.tokens},
         "replayed_mat": {name: spread(f.replayed(name)) for name in f.cell.replayed},
         "best_of_domain": spread(f.best()),
         "best_of_query": spread(f.oracle()),

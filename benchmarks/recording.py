@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nab import prompts, replays
 from nab.backends import pool, pretrained
 from nab.backends.session import Session
 from nab.backends.torch import Warper
+from nab.checks import whole
 from nab.losses import Token
 from nab.prompts import Prompt
 from nab.selector import Constant
@@ -68,6 +69,9 @@ def prompts_of(corpora: Path, target: str, domain: str, count: int) -> list[Prom
         ValueError: if there are fewer.
     """
     folder = corpora / domain
+    if not folder.is_dir():
+        known = ", ".join(sorted(path.name for path in corpora.iterdir() if path.is_dir()))
+        raise ValueError(f"domains of {corpora} are {known}, got {domain}")
     if target == "tiny":
         found = [Prompt(text, domain) for text in openings(folder / "heldout", count)]
     else:
@@ -157,12 +161,19 @@ def commands(
     recorder.add_argument("--per-domain", type=int, default=per_domain)
     recorder.add_argument("--domains", nargs="+", help="default: all that have experts")
     recorder.add_argument("--jobs", type=int, default=1)
-    recorder.set_defaults(command=record)
+    recorder.set_defaults(command=partial(_in_range, record))
     reporter = either.add_parser("report", help="tables and pictures of what is there")
     reporter.add_argument("out", type=Path)
     reporter.add_argument("--seed", type=int, default=0, help="of the bootstrap and the replays")
-    reporter.set_defaults(command=report)
+    reporter.set_defaults(command=partial(_in_range, report))
     return parser, recorder, reporter
+
+
+def _in_range(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+    for name, least in (("per_domain", 1), ("jobs", 1), ("seed", 0)):
+        if hasattr(options, name):
+            whole(f"--{name.replace('_', '-')}", getattr(options, name), least)
+    command(options)
 
 
 def run(parsed: Callable[[], argparse.Namespace]) -> None:

@@ -503,6 +503,18 @@ def test_the_paper_is_recorded_and_reported(asked, tmp_path, capsys):
     assert "| time objective / fastest fixed policy |" in capsys.readouterr().out
     with pytest.raises(ValueError, match="there are none by fixed:generalist, normal-hedge time, plain"):
         asked(pace, tmp_path)
+    again = ("record", "CORPORA", "--out", out, *SMALL, "--tokens", 8, "--domains", "c")
+    with pytest.raises(ValueError, match=r"c-00\.json was recorded without fixed:c 2: take another --out"):
+        asked(paper, *again, "--policies", "plain", "normal-hedge", "fixed:c 2")
+    with pytest.raises(ValueError, match=r"c-00\.json is of target tiny, got --target smollm2"):
+        asked(paper, *again, "--target", "smollm2")
+    trace = out / "T0-8" / "c-00.jsonl"
+    trace.write_text(trace.read_text()[:-300])
+    for reads in (pace, switching):
+        with pytest.raises(
+            ValueError, match=r"c-00\.jsonl.*, but has a summary: remove that and record it again"
+        ):
+            asked(reads, out / "T0-8")
 
 
 def test_prompts_of_a_cell_can_have_different_policies(asked, tmp_path):
@@ -544,14 +556,19 @@ def test_too_few_prompts_are_named(asked, tmp_path):
     empty, alien = tmp_path / "empty", tmp_path / "alien"
     for folder in (empty, alien / "T0-8"):
         folder.mkdir(parents=True)
-    (alien / "T0-8" / "c-00.json").write_text('{"about": 1}')
-    with pytest.raises(ValueError, match=r"c-00\.json is none of the summaries"):
-        asked(paper, "report", alien)
+    for alone in ('{"about": 1}', "{", "[]", '{"header": {}, "domain": "c", "answers": {}}'):
+        (alien / "T0-8" / "c-00.json").write_text(alone)
+        with pytest.raises(ValueError, match=r"c-00\.json is none of the summaries"):
+            asked(paper, "report", alien)
+    with pytest.raises(ValueError, match=r"--seed must be .* at least 0, got -1"):
+        asked(paper, "report", alien, "--seed", -1)
+    with pytest.raises(ValueError, match=r"--jobs must be .* at least 1, got 0"):
+        asked(paper, "record", "CORPORA", "--out", tmp_path, *SMALL, "--jobs", 0)
     with pytest.raises(ValueError, match=r"empty has no DOMAIN/requests/heldout\.txt"):
         asked(paper, "record", empty, "--out", tmp_path, *SMALL)
     with pytest.raises(ValueError, match=r"--per-domain must be .*, got 0"):
         asked(paper, "record", "CORPORA", "--out", tmp_path, "--per-domain", 0)
-    with pytest.raises(ValueError, match="french has 0 held-out prompts, 1 are asked for"):
+    with pytest.raises(ValueError, match=r"domains of .* are c, english, german, got french"):
         asked(paper, "record", "CORPORA", "--out", tmp_path, *SMALL, "--domains", "french")
     with pytest.raises(ValueError, match="two at least that have drafters, got c"):
         asked(beyond, "record", "CORPORA", "--out", tmp_path, *SMALL, "--domains", "c")
