@@ -135,7 +135,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     model = small_llama(
         tokenizer.get_vocab_size(), 256, 704, layers=8, head_width=64, context=2048, end=end
-    ).to(options.device)  # 6.8 million parameters
+    ).to(options.device)  # 7.0 million parameters
 
     def loss(step: int) -> torch.Tensor:
         rows = [w[k] for w in cut.values() for k in w.draw(step * share, share)]

@@ -155,7 +155,7 @@ def available(device: str) -> str:
 def load(path: Path | None = None, *, dtype: str = "bfloat16", device: str = "cpu") -> Pretrained:
     """Load a transformers folder, a folder with one GGUF file, a GGUF file, ``tiny``, or by default SmolLM2.
 
-    ``tiny`` is the target of 6.8 million parameters that comes with the package.
+    ``tiny`` is the target of 7.0 million parameters that comes with the package.
 
     Only safetensors and GGUF are read, no code of the folder is run, and nothing is looked up on a network.
 
