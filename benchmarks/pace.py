@@ -26,18 +26,21 @@ from nab.sim.trace import TracedQuery
 
 
 def answers(folder: Path) -> tuple[list[TracedQuery], list[str]]:
-    """All of a cell that are whole, and the names of the drafters.
+    """Those of a cell under policies that all its domains have, and the names of the drafters.
 
     Raises:
-        ValueError: if there are none, or none under a policy of the table.
+        ValueError: if a policy of the table is none of them.
     """
     whole = [*traces(folder)]
     found = [query for trace in whole for query in trace.queries]
-    missing = {PLAIN, GENERALIST, TIMED} - {query.policy for query in found}
-    if missing:
+    domains = defaultdict[str, set[str | None]](set)
+    for query in found:
+        domains[query.policy].add(query.domain)
+    known = {policy for policy, its in domains.items() if len(its) == len({query.domain for query in found})}
+    if missing := {PLAIN, GENERALIST, TIMED} - known:
         names = ", ".join(sorted(missing))
-        raise ValueError(f"{folder} must hold answers of paper.py record, there are none by {names}")
-    return found, whole[0].drafters
+        raise ValueError(f"{folder} must hold answers of paper.py record by {names} in every domain")
+    return [query for query in found if query.policy in known], whole[0].drafters
 
 
 def at_one_pace(queries: Sequence[TracedQuery], drafters: Sequence[str]) -> list[float]:

@@ -39,8 +39,7 @@ class Cell(NamedTuple):
         rounds: likewise.
         seconds: spent drafting, verifying and selecting, ``(D, prompts, 3)``.
         alone: rounds of each drafter alone on the texts of ``HEDGE``, in expectation, ``(D, prompts, n)``.
-        replayed: tokens over rounds in expectation of every policy of ``nab.replays`` on these texts: rounds,
-            ``(D, prompts)``.
+        replayed: rounds in expectation of every policy of ``nab.replays`` on these texts, ``(D, prompts)``.
         partings: greedy texts that are not the plain one's, and why.
         fed: answers whose laws were had again from the trace alone, and those where they differ.
     """
