@@ -6,7 +6,7 @@ Time is a fake clock that models move on, so every figure here is deterministic.
 import json
 from fractions import Fraction
 from importlib import import_module
-from itertools import islice, product
+from itertools import cycle, islice, product
 
 import numpy as np
 import pytest
@@ -273,16 +273,13 @@ class Asks(nab.Constant):
     """Asks for a draft length after the other."""
 
     def __init__(self, lengths, rng=None):
-        self.lengths = list(lengths)
-        super().__init__([1.0], rng=rng)
+        self.lengths = cycle(lengths)
+        super().__init__([1.0], draft_len=next(self.lengths), rng=rng)
         self.seconds = []
-
-    @property
-    def draft_len(self):
-        return self.lengths[len(self.seconds) % len(self.lengths)]
 
     def observe(self, emitted, evaluate, *, seconds=None):
         self.seconds.append(seconds)
+        self.draft_len = next(self.lengths)
 
 
 DRAFTER = Markov(np.random.default_rng(3).dirichlet(np.ones(3), size=3))
