@@ -33,10 +33,11 @@ def answers(folder: Path) -> tuple[list[TracedQuery], list[str]]:
     """
     whole = [*traces(folder)]
     found = [query for trace in whole for query in trace.queries]
-    domains = defaultdict[str, set[str | None]](set)
+    domains = {query.domain for query in found}
+    of = defaultdict[str, set[str | None]](set)
     for query in found:
-        domains[query.policy].add(query.domain)
-    known = {policy for policy, its in domains.items() if len(its) == len({query.domain for query in found})}
+        of[query.policy].add(query.domain)
+    known = {policy for policy, its in of.items() if its == domains}
     if missing := {PLAIN, GENERALIST, TIMED} - known:
         names = ", ".join(sorted(missing))
         raise ValueError(f"{folder} must hold answers of paper.py record by {names} in every domain")

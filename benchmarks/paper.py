@@ -70,6 +70,30 @@ def policies(names: list[str]) -> Policies:
     }
 
 
+def named(wanted: list[str], every: Policies, domain: str) -> Policies:
+    """Policies of a prompt by name: ``every``, its domain's own expert, fixed ones that draft fewer tokens.
+
+    Raises:
+        ValueError: on a name that is none of them.
+    """
+    single = {name: make for name, make in every.items() if name.startswith(FIXED)}
+    if own := single.get(FIXED + domain):
+        single[OWN] = own
+    shorter = {
+        f"{name} {k}": partial(make, draft_len=k)
+        for name, make in single.items()
+        for k in range(1, DRAFT_LEN)
+    }
+    known = every | single | shorter
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(
+            f"policies are {', '.join(every | single)}, "
+            f"fixed ones with 1 to {DRAFT_LEN - 1} for shorter drafts ('{paper_report.GENERALIST} 2'), "
+            f"got {', '.join(unknown)}"
+        )
+    return {name: known[name] for name in wanted}
+
+
 class Unit(NamedTuple):
     """A prompt to be answered under all policies, and where its summary goes, beside its trace."""
 
@@ -84,22 +108,7 @@ def answer(target: str, device: str, wanted: list[str] | None, unit: Unit) -> No
     """Record a unit."""
     made = session(target, unit.temperature, unit.tokens, device)
     every = _policies(target, unit.temperature, unit.tokens, device)
-    single = {name: make for name, make in every.items() if name.startswith(FIXED)}
-    if own := single.get(FIXED + unit.prompt.domain):
-        single[OWN] = own
-    shorter = {
-        f"{name} {k}": partial(make, draft_len=k)
-        for name, make in single.items()
-        for k in range(1, DRAFT_LEN)
-    }
-    known = {**every, **single, **shorter}
-    if unknown := [name for name in wanted or [] if name not in known]:
-        names = ", ".join(every | single)
-        raise ValueError(
-            f"policies are {names}, fixed ones with 1 to {DRAFT_LEN - 1} for shorter drafts "
-            f"('{paper_report.GENERALIST} 2'), got {', '.join(unknown)}"
-        )
-    chosen = {name: known[name] for name in wanted or every}
+    chosen = named(wanted, every, unit.prompt.domain) if wanted else every
     trace, part = (unit.path.with_suffix(suffix) for suffix in (".jsonl", ".part"))
     experiment = Experiment(made, [unit.prompt], chosen, unit.number)
     header = recording.header(made, unit.number, max_new_tokens=unit.tokens, prompt=unit.prompt.text)

@@ -66,7 +66,7 @@ def prompts_of(corpora: Path, target: str, domain: str, count: int) -> list[Prom
     """Held-out prompts of a domain.
 
     Raises:
-        ValueError: if there are fewer.
+        ValueError: if there are fewer, or there is no such domain.
     """
     folder = corpora / domain
     if not folder.is_dir():

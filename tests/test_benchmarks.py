@@ -522,18 +522,8 @@ def test_the_paper_is_recorded_and_reported(asked, tmp_path, capsys):
 def test_prompts_of_a_cell_can_have_different_policies(asked, tmp_path):
     out = tmp_path / "paper"
     warm = [*SMALL, "--temperature", 0.8, "--tokens", 8, "--domains", "c"]
-    asked(
-        paper,
-        "record",
-        "CORPORA",
-        "--out",
-        out,
-        *warm,
-        "--policies",
-        "normal-hedge",
-        "fixed:own",
-        "fixed:own 2",
-    )
+    wanted = ("normal-hedge", "fixed:own", "fixed:own 2")
+    asked(paper, "record", "CORPORA", "--out", out, *warm, "--policies", *wanted)
     asked(paper, "report", out)
     both = json.loads((out / "T0.8-8.json").read_text())
     asked(paper, "record", "CORPORA", "--out", out, *warm, "--per-domain", 2, "--policies", "normal-hedge")
@@ -572,6 +562,9 @@ def test_too_few_prompts_are_named(asked, tmp_path):
         asked(paper, "record", "CORPORA", "--out", tmp_path, "--per-domain", 0)
     with pytest.raises(ValueError, match=r"domains of .* are c, english, german, got french"):
         asked(paper, "record", "CORPORA", "--out", tmp_path, *SMALL, "--domains", "french")
+    (empty / "french").mkdir()
+    with pytest.raises(ValueError, match="french has 0 held-out prompts, 1 are asked for"):
+        asked(paper, "record", empty, "--out", tmp_path, *SMALL, "--domains", "french")
     with pytest.raises(ValueError, match="two at least that have drafters, got c"):
         asked(beyond, "record", "CORPORA", "--out", tmp_path, *SMALL, "--domains", "c")
     with pytest.raises(ValueError, match="holds no traces"):
